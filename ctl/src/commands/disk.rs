@@ -1,0 +1,396 @@
+//! `rowctl disk`: virtual disks.
+//!
+//! Invariants: whatever loses data asks first; a disk whose import failed is gone again.
+//! Absent: attaching a disk to the kernel.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use rowd_proto::{
+    Disk, DiskCreate, DiskDelete, DiskList, DiskReinit, DiskRename, DiskResize, DiskRollback,
+    DiskSet, DiskShow, DiskUndo, RolledBack,
+};
+
+use crate::client::Client;
+use crate::confirm::confirm;
+use crate::error::{Outcome, Result};
+use crate::render::{self, Columns, Fields, Heading, Output};
+use rowd_proto::size::{self, Size};
+
+use super::{Context, Tag, clients, collect_tags, parse_tag};
+
+mod copy;
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make a disk, blank or from a snapshot
+    #[command(after_help = "Examples:
+  rowctl disk create data1 --size 20GiB
+  rowctl disk create test1 --from data1@before-upgrade --tag env=test")]
+    Create(Create),
+    /// List all disks
+    #[command(visible_alias = "ls", after_help = "Example:\n  rowctl disk list -o json")]
+    List,
+    /// Show one disk
+    #[command(after_help = "Example:\n  rowctl disk show data1")]
+    Show {
+        /// Name or id
+        disk: String,
+    },
+    /// Delete a disk; its snapshots stay
+    #[command(
+        visible_alias = "rm",
+        after_help = "Example:\n  rowctl disk delete data1 --yes
+
+The snapshots of the disk are kept and found under its id: rowctl chain list"
+    )]
+    Delete(Delete),
+    /// Give a disk another name
+    #[command(after_help = "Example:\n  rowctl disk rename data1 data2")]
+    Rename {
+        /// Name or id
+        disk: String,
+        #[arg(value_name = "NEW")]
+        name: String,
+    },
+    /// Change the size of a disk
+    #[command(after_help = "Example:\n  rowctl disk resize data1 40GiB
+
+A smaller size cuts off data, and asks first.")]
+    Resize(Resize),
+    /// Return a disk to its first contents; the state before is kept for a while
+    #[command(after_help = "Examples:
+  rowctl disk reinit data1 --yes
+  rowctl disk rollback --undo data1 --yes      takes it back
+
+The first contents are those of the snapshot the disk was made from, or nothing.")]
+    Reinit(Reinit),
+    /// Change properties of a disk
+    #[command(after_help = "Example:\n  rowctl disk set data1 --read-only on")]
+    Set(Set),
+    /// Return a disk to a snapshot; the state before is kept for a while
+    #[command(after_help = "Examples:
+  rowctl disk rollback data1 before-upgrade
+  rowctl disk rollback data1 data1@before-upgrade --yes --force
+  rowctl disk rollback --undo data1            takes the last rollback back
+
+Newer snapshots stay. With --force connected clients are disconnected.")]
+    Rollback(Rollback),
+    /// Copy a disk or snapshot to a file
+    #[command(after_help = "Examples:
+  rowctl disk export data1@monday /backup/data1.img
+  rowctl disk export data1@monday - | zstd > data1.img.zst
+
+A disk is copied as it is while it is being read: no snapshot is made. Name a snapshot for
+a copy of one instant. Parts that read as zeros become holes in the file.")]
+    Export(Export),
+    /// Make a disk from a file
+    #[command(after_help = "Examples:
+  rowctl disk import data1 /backup/data1.img
+  rowctl disk import data1 /backup/data1.img --size 40GiB
+
+The disk has the size of the file, rounded up to 4096. It is deleted again if the copy fails.")]
+    Import(Import),
+}
+
+#[derive(Args, Debug)]
+pub struct Create {
+    /// The name, which is also that of the NBD export
+    name: String,
+    /// Size, as in 20GiB; may be left out with --from
+    #[arg(long, required_unless_present = "from")]
+    size: Option<Size>,
+    /// Start as this snapshot
+    #[arg(long, value_name = "SNAPSHOT")]
+    from: Option<String>,
+    #[arg(long, default_value = "", hide_default_value = true)]
+    description: String,
+    /// May be given several times
+    #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
+    tags: Vec<Tag>,
+}
+
+#[derive(Args, Debug)]
+pub struct Delete {
+    /// Name or id
+    disk: String,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Disconnect its clients
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Resize {
+    /// Name or id
+    disk: String,
+    /// The new size, as in 40GiB
+    size: Size,
+    /// Do not ask before a smaller size
+    #[arg(short, long)]
+    yes: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Reinit {
+    /// Name or id
+    disk: String,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Disconnect its clients
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Set {
+    /// Name or id
+    disk: String,
+    #[command(flatten)]
+    change: Change,
+}
+
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true)]
+struct Change {
+    #[arg(long)]
+    description: Option<String>,
+    /// Refuse writes
+    #[arg(long, value_name = "ON|OFF")]
+    read_only: Option<Switch>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Args, Debug)]
+pub struct Rollback {
+    /// Name or id
+    disk: String,
+    /// Name of a snapshot of the disk, disk@snapshot, or id
+    #[arg(required_unless_present = "undo", conflicts_with = "undo")]
+    snapshot: Option<String>,
+    /// Return to the state before the last rollback or reinit
+    #[arg(long)]
+    undo: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Disconnect its clients
+    #[arg(long)]
+    force: bool,
+}
+
+/// File formats of disks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum FileFormat {
+    /// The bytes of the disk, with holes for zeros
+    #[default]
+    Raw,
+}
+
+#[derive(Args, Debug)]
+pub struct Export {
+    /// A disk, or disk@snapshot
+    #[arg(value_name = "DISK[@SNAPSHOT]")]
+    source: String,
+    /// The file to make; - is the standard output
+    file: PathBuf,
+    #[arg(long, default_value = "raw")]
+    format: FileFormat,
+    /// Replace the file if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Import {
+    /// The name of the new disk
+    name: String,
+    /// The file or block device to read
+    file: PathBuf,
+    /// Make the disk larger than the file
+    #[arg(long)]
+    size: Option<Size>,
+    #[arg(long, default_value = "", hide_default_value = true)]
+    description: String,
+    /// May be given several times
+    #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
+    tags: Vec<Tag>,
+}
+
+pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
+    match verb {
+        Verb::Create(args) => create(args, context)?,
+        Verb::List => list(context)?,
+        Verb::Show { disk } => print(&show(&mut context.client()?, &disk)?, context)?,
+        Verb::Delete(args) => delete(&args, context)?,
+        Verb::Rename { disk, name } => {
+            print(&context.client()?.call(&DiskRename { disk, name })?, context)?;
+        }
+        Verb::Resize(args) => resize(args, context)?,
+        Verb::Reinit(args) => reinit(args, context)?,
+        Verb::Set(Set { disk, change: Change { description, read_only } }) => {
+            let read_only = read_only.map(|switch| switch == Switch::On);
+            print(&context.client()?.call(&DiskSet { disk, description, read_only })?, context)?;
+        }
+        Verb::Rollback(args) => rollback(args, context)?,
+        Verb::Export(args) => copy::export(&args, context)?,
+        Verb::Import(args) => copy::import(args, context)?,
+    }
+    Ok(Outcome::Done)
+}
+
+fn create(args: Create, context: &Context) -> Result<()> {
+    let Create { name, size, from, description, tags } = args;
+    let size = size.map(|size| size.0);
+    let request = DiskCreate { name, size, from, description, tags: collect_tags(tags) };
+    print(&context.client()?.call(&request)?, context)
+}
+
+fn list(context: &Context) -> Result<()> {
+    let disks = context.client()?.call(&DiskList {})?.disks;
+    context.output.list(&disks, |disk| disk.id.clone(), |output| table(&disks, output))
+}
+
+fn delete(args: &Delete, context: &Context) -> Result<()> {
+    let mut client = context.client()?;
+    let disk = show(&mut client, &args.disk)?;
+    confirm(args.yes, &format!("delete disk {} ({})", disk.name, size::human(disk.size)))?;
+    client.call(&DiskDelete { disk: disk.id.clone(), force: args.force })?;
+    context.output.object(&disk, &disk.id, |_| format!("{} is deleted", disk.name))?;
+    if disk.snapshot_count > 0 {
+        context.output.remark(&format!(
+            "its {} snapshots are kept: rowctl chain show {}",
+            disk.snapshot_count, disk.id
+        ));
+    }
+    Ok(())
+}
+
+fn resize(args: Resize, context: &Context) -> Result<()> {
+    let mut client = context.client()?;
+    let disk = show(&mut client, &args.disk)?;
+    let shrink = args.size.0 < disk.size;
+    if shrink {
+        let (now, then) = (size::human(disk.size), size::human(args.size.0));
+        confirm(
+            args.yes,
+            &format!("cut {} from {now} to {then}, losing what lies beyond", disk.name),
+        )?;
+    }
+    let request = DiskResize { disk: disk.id, size: args.size.0, shrink };
+    print(&client.call(&request)?, context)
+}
+
+fn reinit(args: Reinit, context: &Context) -> Result<()> {
+    let mut client = context.client()?;
+    let disk = show(&mut client, &args.disk)?;
+    confirm(args.yes, &format!("return disk {} to its first contents", disk.name))?;
+    let done = client.call(&DiskReinit { disk: disk.id, force: args.force })?;
+    print_rolled_back(&done, context)
+}
+
+fn rollback(args: Rollback, context: &Context) -> Result<()> {
+    let mut client = context.client()?;
+    let disk = show(&mut client, &args.disk)?;
+    let force = args.force;
+    let done = match args.snapshot {
+        Some(snapshot) => {
+            confirm(args.yes, &format!("return disk {} to {snapshot}", disk.name))?;
+            client.call(&DiskRollback { disk: disk.id, snapshot, force })?
+        }
+        None => {
+            confirm(args.yes, &format!("undo the last rollback of disk {}", disk.name))?;
+            client.call(&DiskUndo { disk: disk.id, force })?
+        }
+    };
+    print_rolled_back(&done, context)
+}
+
+fn print_rolled_back(done: &RolledBack, context: &Context) -> Result<()> {
+    context.output.object(done, &done.disk.id, |_| rolled_back_text(done))
+}
+
+fn rolled_back_text(done: &RolledBack) -> String {
+    let name = &done.disk.name;
+    let mut lines = vec![match &done.to_name {
+        Some(to) => format!("{name} is back at {to}"),
+        None => format!("{name} is blank"),
+    }];
+    lines.push(format!(
+        "the state before is kept as {name}@{}: rowctl disk rollback --undo {name}",
+        done.undo_name
+    ));
+    if !done.disconnected.is_empty() {
+        lines.push(format!("disconnected: {}", clients(&done.disconnected)));
+    }
+    if done.grown_since {
+        lines.push("the disk has grown since: extend its file system again".to_owned());
+    }
+    lines.join("\n")
+}
+
+/// Asks the daemon about a disk.
+fn show(client: &mut Client, disk: &str) -> Result<Disk> {
+    client.call(&DiskShow { disk: disk.to_owned() })
+}
+
+fn print(disk: &Disk, context: &Context) -> Result<()> {
+    context.output.object(disk, &disk.id, |output| fields(disk, output))
+}
+
+fn fields(disk: &Disk, output: &Output) -> String {
+    let mut fields = Fields::new();
+    fields.add("name", disk.name.clone());
+    fields.add("id", disk.id.clone());
+    fields.add_some("description", Some(disk.description.clone()));
+    fields.add("size", render::bytes(disk.size));
+    fields.add("data", render::bytes(disk.mapped_bytes));
+    fields.add("exclusive", render::bytes(disk.exclusive_bytes));
+    fields.add("created", output.full_time(disk.created_at));
+    fields.add_some("mode", disk.read_only.then_some("read-only"));
+    fields.add_some(
+        "origin",
+        disk.origin.as_ref().map(|origin| match origin.exists {
+            true => origin.snapshot_id.clone(),
+            false => format!("{} (deleted since)", origin.snapshot_id),
+        }),
+    );
+    fields.add_some("snapshots", Some(render::count(disk.snapshot_count)));
+    fields.add_some("tags", Some(render::tags(&disk.tags)));
+    fields.add_some("clients", Some(clients(&disk.clients)));
+    fields.render(output)
+}
+
+fn table(disks: &[Disk], output: &Output) -> String {
+    let mut columns = Columns::new(&[
+        Heading::Left("NAME"),
+        Heading::Left("ID"),
+        Heading::Right("SIZE"),
+        Heading::Right("DATA"),
+        Heading::Right("SNAPSHOTS"),
+        Heading::Right("CLIENTS"),
+        Heading::Left("CREATED"),
+        Heading::Left("NOTE"),
+    ]);
+    for disk in disks {
+        columns.row([
+            disk.name.clone().into(),
+            disk.id.clone().into(),
+            render::bytes(disk.size),
+            render::bytes(disk.mapped_bytes),
+            render::count(disk.snapshot_count),
+            render::count(u64::try_from(disk.clients.len()).unwrap_or(u64::MAX)),
+            output.time(disk.created_at).into(),
+            if disk.read_only { "read-only".into() } else { "".into() },
+        ]);
+    }
+    columns.render(output)
+}

@@ -1,0 +1,119 @@
+//! What people see of snapshots, letter by letter.
+
+use rowd_proto::{Tags, Time};
+
+use super::*;
+use crate::render::Format;
+
+fn plain() -> Output {
+    let now = 1_769_850_000;
+    Output { format: Format::Table, quiet: false, color: false, terminal: false, now }
+}
+
+fn snapshot(name: &str) -> Snapshot {
+    Snapshot {
+        id: format!("s-{name}"),
+        name: name.to_owned(),
+        description: String::new(),
+        disk_id: "d-1".to_owned(),
+        disk_name: Some("data1".to_owned()),
+        size: 20 << 30,
+        created_at: Time::from_unix(1_769_850_000),
+        kind: SnapshotKind::Manual,
+        consistency: Consistency::Crash,
+        status: SnapshotStatus::Accomplished,
+        progress: 100,
+        instant_access: true,
+        exclusive_bytes: 12288,
+        stored_bytes: 1 << 20,
+        parent: None,
+        expires_at: None,
+        made_disks: Vec::new(),
+        tags: Tags::new(),
+        clients: Vec::new(),
+    }
+}
+
+#[test]
+fn a_table_of_normal_snapshots_is_quiet() {
+    assert_eq!(
+        table(&[snapshot("mon"), snapshot("tuesday")], &plain()),
+        "SNAPSHOT       ID           SIZE  EXCLUSIVE  STORED  CREATED\n\
+         data1@mon      s-mon      20 GiB     12 KiB   1 MiB  2026-01-31T09:00:00Z\n\
+         data1@tuesday  s-tuesday  20 GiB     12 KiB   1 MiB  2026-01-31T09:00:00Z"
+    );
+}
+
+#[test]
+fn what_is_not_normal_is_said() {
+    let mut undo = snapshot("before");
+    undo.kind = SnapshotKind::Undo;
+    undo.expires_at = Some(Time::from_unix(1_769_853_600));
+    undo.disk_name = None;
+    let mut parent = snapshot("base");
+    parent.made_disks = vec!["d-2".to_owned(), "d-3".to_owned()];
+    parent.status = SnapshotStatus::Deleting;
+    let text = table(&[undo, parent], &plain());
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[1].starts_with("d-1@before "), "{text}");
+    assert!(lines[1].ends_with("undo            expires 2026-01-31T10:00:00Z"), "{text}");
+    assert!(lines[2].ends_with("      deleting  2 disks made from it"), "{text}");
+}
+
+#[test]
+fn one_snapshot_in_full() {
+    assert_eq!(
+        fields(&snapshot("mon"), &plain()),
+        "name         mon\n\
+         id           s-mon\n\
+         disk         data1 (d-1)\n\
+         size         20 GiB\n\
+         exclusive    12 KiB\n\
+         stored       1 MiB\n\
+         created      2026-01-31T09:00:00Z\n\
+         kind         manual\n\
+         consistency  crash\n\
+         status       accomplished"
+    );
+}
+
+#[test]
+fn a_diff_ends_with_its_total() {
+    let ranges = [
+        DiffRange { offset: 0, length: 8192, zero: false },
+        DiffRange { offset: 1 << 20, length: 4096, zero: true },
+    ];
+    assert_eq!(
+        diff_table(&ranges, &plain()),
+        " OFFSET  LENGTH  NOW\n\
+         \x20     0    8192  data\n\
+         1048576    4096  zero\n\
+         2 ranges, 12 KiB, of which 4 KiB are zeros now"
+    );
+    assert_eq!(diff_table(&[], &plain()), "no difference");
+}
+
+#[test]
+fn json_has_every_field_of_the_contract() {
+    let json = serde_json::to_value(snapshot("mon")).unwrap();
+    for field in [
+        "id",
+        "name",
+        "disk_id",
+        "size",
+        "created_at",
+        "kind",
+        "consistency",
+        "status",
+        "progress",
+        "instant_access",
+        "exclusive_bytes",
+        "tags",
+    ] {
+        assert!(json.get(field).is_some(), "{field}");
+    }
+    assert_eq!(json["created_at"], "2026-01-31T09:00:00Z");
+    assert_eq!(json["size"], 20u64 << 30);
+    assert_eq!(json["kind"], "manual");
+    assert_eq!(json["status"], "accomplished");
+}

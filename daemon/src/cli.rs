@@ -1,0 +1,128 @@
+//! The command line of `rowd`.
+//!
+//! Invariants: a panic anywhere ends the process, since half-updated state must not serve; errors go to
+//! standard error with their hint, and the exit code is the one `rowctl` documents.
+//! Absent: everything else. The tests start the same function from a binary with faults compiled in.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::Config;
+use crate::engine::check::check;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Serves virtual disks over NBD, with instant snapshots, rollback and clones.
+///
+/// `rowd --dir DIR` keeps everything inside DIR: the pool, the map, `control.sock` for rowctl and
+/// `nbd.sock` for clients. No root is needed.
+#[derive(Debug, Parser)]
+#[command(name = "rowd", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    /// The directory that holds the pool; made if it does not exist.
+    #[arg(long, global = true, env = "ROWD_DIR")]
+    dir: Option<PathBuf>,
+    /// The configuration file [default: /etc/rowd/rowd.toml, if neither it nor --dir is given].
+    #[arg(long, global = true)]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Checks a pool that no daemon serves: map against allocator, counters and the data itself.
+    Check {
+        /// Rebuild the allocator from the map where they differ.
+        #[arg(long)]
+        repair: bool,
+        /// Leave the blocks themselves out: check the metadata only.
+        #[arg(long)]
+        no_data: bool,
+    },
+}
+
+const EXAMPLES: &str = "Examples:
+  rowd --dir /srv/rowd                    serve the pool in /srv/rowd
+  rowd check --dir /srv/rowd              look for damage while the daemon is down
+  rowctl --dir /srv/rowd disk create db --size 20GiB";
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    abort_on_panic();
+    match run(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("rowd: {}", error.message());
+            if let Some(hint) = error.advice() {
+                eprintln!("  {hint}");
+            }
+            ExitCode::from(exit_code(error.kind()))
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    let config = match (&cli.place.config, &cli.place.dir) {
+        (None, Some(dir)) => Config::for_dir(dir)?,
+        (path, dir) => {
+            let default = PathBuf::from("/etc/rowd/rowd.toml");
+            Config::load(path.as_ref().unwrap_or(&default), dir.as_deref())
+                .map_err(|e| e.hint("`rowd --dir DIR` needs no configuration"))?
+        }
+    };
+    match &cli.command {
+        None => crate::daemon::run(&config).map(|()| ExitCode::SUCCESS),
+        Some(Command::Check { repair, no_data }) => {
+            let report = check(config.settings, !no_data, *repair)?;
+            Ok(print(&report))
+        }
+    }
+}
+
+fn print(report: &crate::engine::check::Report) -> ExitCode {
+    println!("checked {} leaves and {} blocks", report.leaves, report.blocks);
+    for line in &report.findings {
+        println!("DAMAGE: {line}");
+    }
+    let unlisted = report.findings_count.saturating_sub(report.findings.len() as u64);
+    if unlisted > 0 {
+        println!("DAMAGE: and {unlisted} more");
+    }
+    for line in &report.repaired {
+        println!("repaired: {line}");
+    }
+    match (report.findings_count, report.repaired.is_empty()) {
+        (0, _) => {
+            println!("no damage found");
+            ExitCode::SUCCESS
+        }
+        (_, false) => ExitCode::SUCCESS,
+        _ => ExitCode::from(exit_code(ErrorKind::Corrupt)),
+    }
+}
+
+/// A panic leaves state half changed: end at once, the journal has everything that was acknowledged.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
+}
+
+fn exit_code(kind: ErrorKind) -> u8 {
+    crate::control::exit_code(&Error::new(kind, ""))
+}

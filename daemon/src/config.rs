@@ -1,0 +1,220 @@
+//! The configuration: `rowd.toml`, or `--dir DIR` and defaults.
+//!
+//! Invariants: unknown keys are errors; every value is checked here, with its key in the message; sizes
+//! are written as in the CLI (`64MiB`), durations with their unit in the key.
+//! Absent: anything that can be changed while the daemon runs (`rowctl` does that).
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rowd_proto::size::Size;
+use serde::Deserialize;
+
+use crate::engine::Settings;
+use crate::error::{Error, Result};
+use crate::pool::journal;
+use crate::units::BLOCK_SIZE;
+
+/// `rowd.toml` as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Raw {
+    dir: Option<PathBuf>,
+    #[serde(rename = "pool")]
+    pool: RawPool,
+    nbd: RawNbd,
+    control: RawControl,
+    quota: RawQuota,
+    background: RawBackground,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawPool {
+    path: Option<PathBuf>,
+    segment: Option<String>,
+    journal: Option<String>,
+    max_size: Option<String>,
+    host_reserve: Option<String>,
+    map_cache: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawNbd {
+    socket: Option<PathBuf>,
+    socket_mode: Option<u32>,
+    tcp: Vec<SocketAddr>,
+    busy_poll_us: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawControl {
+    socket: Option<PathBuf>,
+    read_only_socket: Option<PathBuf>,
+    gids: Vec<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawQuota {
+    manual_snapshots: Option<usize>,
+    automatic_snapshots: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawBackground {
+    undo_hours: Option<u64>,
+    flush_ms: Option<u64>,
+    checkpoint_s: Option<u64>,
+    scrub_rate: Option<String>,
+}
+
+/// The configuration, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub settings: Settings,
+    pub nbd_socket: PathBuf,
+    pub nbd_socket_mode: u32,
+    pub tcp: Vec<SocketAddr>,
+    pub busy_poll: Duration,
+    pub control_socket: PathBuf,
+    pub read_only_socket: PathBuf,
+    pub control_gids: Vec<u32>,
+}
+
+impl Config {
+    /// Everything inside one directory, with defaults.
+    ///
+    /// # Errors
+    /// None at present; the defaults are checked like any other values.
+    pub fn for_dir(dir: &Path) -> Result<Config> {
+        check(Raw { dir: Some(dir.to_owned()), ..Raw::default() }, dir)
+    }
+
+    /// What a file says; `dir` overrides the directory in it.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a value will not do.
+    pub fn load(path: &Path, dir: Option<&Path>) -> Result<Config> {
+        let text = fs::read_to_string(path)
+            .map_err(|e| Error::io(format!("read {}", path.display()), &e))?;
+        Config::parse(&text, dir).map_err(|e| e.context(path.display()))
+    }
+
+    /// As [`Config::load`], from text.
+    ///
+    /// # Errors
+    /// A value will not do.
+    pub fn parse(text: &str, dir: Option<&Path>) -> Result<Config> {
+        let raw: Raw = toml::from_str(text).map_err(|e| Error::invalid(e.to_string()))?;
+        let dir = dir.map(Path::to_owned).or_else(|| raw.dir.clone());
+        let dir = dir.unwrap_or_else(|| PathBuf::from("/var/lib/rowd"));
+        check(raw, &dir)
+    }
+}
+
+fn check(raw: Raw, dir: &Path) -> Result<Config> {
+    // A daemon that was not told where to put sockets puts them beside the pool.
+    let beside = |given: Option<PathBuf>, name: &str| given.unwrap_or_else(|| dir.join(name));
+    Ok(Config {
+        nbd_socket: beside(raw.nbd.socket.clone(), "nbd.sock"),
+        nbd_socket_mode: raw.nbd.socket_mode.unwrap_or(0o660),
+        tcp: raw.nbd.tcp.clone(),
+        busy_poll: Duration::from_micros(in_range(
+            "nbd.busy_poll_us",
+            raw.nbd.busy_poll_us,
+            50,
+            0..=1000,
+        )?),
+        control_socket: beside(raw.control.socket.clone(), "control.sock"),
+        read_only_socket: beside(raw.control.read_only_socket.clone(), "control-ro.sock"),
+        control_gids: raw.control.gids.clone(),
+        settings: settings(&raw, dir)?,
+    })
+}
+
+fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {
+    let pool = &raw.pool;
+    let segment_bytes = size("pool.segment", pool.segment.as_deref(), 64 << 20)?;
+    if segment_bytes < 64 * BLOCK_SIZE || !segment_bytes.is_multiple_of(64 * BLOCK_SIZE) {
+        return Err(Error::invalid("pool.segment: a multiple of 256 KiB is needed"));
+    }
+    let journal_bytes = size("pool.journal", pool.journal.as_deref(), 64 << 20)?;
+    if journal_bytes < journal::MIN_BYTES || !journal_bytes.is_multiple_of(BLOCK_SIZE) {
+        return Err(Error::invalid("pool.journal: a multiple of 4 KiB from 2 MiB on is needed"));
+    }
+    let map_cache = size("pool.map_cache", pool.map_cache.as_deref(), 256 << 20)?;
+    let back = &raw.background;
+    let hours = in_range("background.undo_hours", back.undo_hours, 24, 0..=24 * 365)?;
+    let flush = in_range("background.flush_ms", back.flush_ms, 1000, 10..=1000)?;
+    let checkpoint = in_range("background.checkpoint_s", back.checkpoint_s, 5, 1..=3600)?;
+    Ok(Settings {
+        dir: dir.to_owned(),
+        pool: pool.path.clone().unwrap_or_else(|| dir.join("pool")),
+        segment_bytes,
+        journal_bytes,
+        // Without a limit of its own the pool may fill the host's file system, less the reserve.
+        max_bytes: size("pool.max_size", pool.max_size.as_deref(), 1 << 52)?,
+        host_reserve: size("pool.host_reserve", pool.host_reserve.as_deref(), 1 << 30)?,
+        map_cache: usize::try_from(map_cache).unwrap_or(usize::MAX),
+        quota_manual: raw.quota.manual_snapshots.unwrap_or(256),
+        quota_auto: raw.quota.automatic_snapshots.unwrap_or(1000),
+        undo_kept: Duration::from_secs(hours * 3600),
+        flush_every: Duration::from_millis(flush),
+        checkpoint_every: Duration::from_secs(checkpoint),
+        scrub_rate: size("background.scrub_rate", back.scrub_rate.as_deref(), 64 << 20)?,
+        background: true,
+    })
+}
+
+fn in_range(
+    key: &str,
+    value: Option<u64>,
+    default: u64,
+    range: std::ops::RangeInclusive<u64>,
+) -> Result<u64> {
+    let value = value.unwrap_or(default);
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    let (low, high) = (range.start(), range.end());
+    Err(Error::invalid(format!("{key} = {value}: {low} to {high} is possible")))
+}
+
+fn size(key: &str, text: Option<&str>, default: u64) -> Result<u64> {
+    let Some(text) = text else { return Ok(default) };
+    text.parse::<Size>().map(|size| size.0).map_err(|e| Error::invalid(format!("{key}: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        let config = Config::parse("", Some(Path::new("/x"))).unwrap();
+        assert_eq!(config.settings.pool, Path::new("/x/pool"));
+        assert_eq!(config.settings.segment_bytes, 64 << 20);
+        assert_eq!(config.nbd_socket, Path::new("/x/nbd.sock"));
+        assert_eq!(config.busy_poll, Duration::from_micros(50));
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_named() {
+        for (text, part) in [
+            ("[pool]\nsgement = \"1MiB\"", "sgement"),
+            ("[pool]\nsegment = \"1\"", "pool.segment"),
+            ("[pool]\njournal = \"1MiB\"", "pool.journal"),
+            ("[background]\nflush_ms = 5000", "background.flush_ms"),
+            ("[pool]\nmap_cache = \"lots\"", "pool.map_cache"),
+        ] {
+            let error = Config::parse(text, None).unwrap_err();
+            assert!(error.message().contains(part), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,563 @@
+//! The methods: one function each, and the only place where protocol types meet engine types.
+//!
+//! Invariants: every row of the table of methods has a handler, or this does not compile; a handler
+//! resolves names, calls the engine once, and converts; nothing here keeps state.
+//! Absent: permissions (checked before) and threads (the caller's).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rowd_proto as proto;
+use rowd_proto::{Call, DIFF_PAGE_MAX, ErrorBody, Method, Notification, Time, Version2};
+use serde_json::{Map, Value};
+
+use crate::engine::Engine;
+use crate::engine::api::{
+    Actor, ChainInfo, Change, ClientInfo, DiskChange, DiskInfo, DiskSpec, Event, JobInfo, JobState,
+    PoolStatus, Rollback, ScrubReport, SnapshotChange, SnapshotInfo, SnapshotKind, SnapshotSpec,
+    SnapshotStatus,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::DiskId;
+
+use super::resolve::{self, Object};
+
+/// Ranges in a page of a diff unless the client asks for more.
+const DIFF_PAGE_DEFAULT: u32 = 1000;
+/// Events in a page: about 200 KiB of JSON.
+const EVENTS_PAGE_MAX: usize = 1000;
+
+/// What a method came to.
+pub(super) enum Outcome {
+    Reply(Value),
+    /// Reply, then send events after this one.
+    Subscribe {
+        after: u64,
+        reply: Value,
+    },
+}
+
+/// Why there is no outcome.
+pub(super) enum Failure {
+    /// The parameters do not fit.
+    Params(String),
+    Failed(ErrorBody),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Params(why) => f.write_str(why),
+            Failure::Failed(body) => body.fmt(f),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Failed(error_body(&error))
+    }
+}
+
+/// Calls a method with parameters as they came.
+pub(super) fn call(
+    engine: &Arc<Engine>,
+    by: Actor,
+    method: Method,
+    params: Map<String, Value>,
+) -> Result<Outcome, Failure> {
+    let ask = Ask { engine, by, params };
+    match method {
+        Method::DiskCreate => ask.reply(disk_create),
+        Method::DiskList => ask.reply(disk_list),
+        Method::DiskShow => ask.reply(disk_show),
+        Method::DiskDelete => ask.reply(disk_delete),
+        Method::DiskRename => ask.reply(disk_rename),
+        Method::DiskResize => ask.reply(disk_resize),
+        Method::DiskReinit => ask.reply(disk_reinit),
+        Method::DiskSet => ask.reply(disk_set),
+        Method::DiskRollback => ask.reply(disk_rollback),
+        Method::DiskUndo => ask.reply(disk_undo),
+        Method::SnapshotCreate => ask.reply(snapshot_create),
+        Method::SnapshotList => ask.reply(snapshot_list),
+        Method::SnapshotShow => ask.reply(snapshot_show),
+        Method::SnapshotDelete => ask.reply(snapshot_delete),
+        Method::SnapshotSet => ask.reply(snapshot_set),
+        Method::SnapshotDiff => ask.reply(snapshot_diff),
+        Method::ChainList => ask.reply(chain_list),
+        Method::ChainShow => ask.reply(chain_show),
+        Method::TagsSet => ask.reply(tags_set),
+        Method::TagsRemove => ask.reply(tags_remove),
+        Method::PoolShow => ask.reply(pool_show),
+        Method::PoolResize => ask.reply(pool_resize),
+        Method::EventsList => ask.reply(events_list),
+        Method::EventsSubscribe => ask.subscribe(),
+        Method::JobList => ask.reply(job_list),
+        Method::JobShow => ask.reply(job_show),
+        Method::JobCancel => ask.reply(job_cancel),
+        Method::ScrubStart => ask.reply(scrub_start),
+    }
+}
+
+/// A request on its way to its handler.
+struct Ask<'a> {
+    /// Shared, because a scrub outlives the call that starts it.
+    engine: &'a Arc<Engine>,
+    by: Actor,
+    params: Map<String, Value>,
+}
+
+impl Ask<'_> {
+    fn reply<C: Call>(
+        self,
+        handler: fn(&Arc<Engine>, Actor, C) -> Result<C::Reply>,
+    ) -> Result<Outcome, Failure> {
+        let params = decode(self.params)?;
+        encode(&handler(self.engine, self.by, params)?).map(Outcome::Reply)
+    }
+
+    fn subscribe(self) -> Result<Outcome, Failure> {
+        let params: proto::EventsSubscribe = decode(self.params)?;
+        let after = params.after.unwrap_or_else(|| last_event(self.engine));
+        let reply = encode(&proto::EventsFrom { after })?;
+        Ok(Outcome::Subscribe { after, reply })
+    }
+}
+
+fn decode<C: Call>(params: Map<String, Value>) -> Result<C, Failure> {
+    serde_json::from_value(Value::Object(params)).map_err(|e| Failure::Params(e.to_string()))
+}
+
+fn encode<T: serde::Serialize>(reply: &T) -> Result<Value, Failure> {
+    serde_json::to_value(reply)
+        .map_err(|e| Error::internal(format!("the reply cannot be encoded: {e}")).into())
+}
+
+fn disk_create(engine: &Arc<Engine>, by: Actor, ask: proto::DiskCreate) -> Result<proto::Disk> {
+    let from = ask.from.map(|name| resolve::snapshot(engine, &name)).transpose()?;
+    let proto::DiskCreate { name, size, description, tags, .. } = ask;
+    engine.disk_create(by, DiskSpec { name, size, from, description, tags }).map(disk)
+}
+
+fn disk_list(engine: &Arc<Engine>, _: Actor, _: proto::DiskList) -> Result<proto::Disks> {
+    Ok(proto::Disks { disks: engine.disks().into_iter().map(disk).collect() })
+}
+
+fn disk_show(engine: &Arc<Engine>, _: Actor, ask: proto::DiskShow) -> Result<proto::Disk> {
+    engine.disk(&resolve::disk(engine, &ask.disk)?).map(disk)
+}
+
+fn disk_delete(engine: &Arc<Engine>, by: Actor, ask: proto::DiskDelete) -> Result<proto::Done> {
+    engine.disk_delete(by, &resolve::disk(engine, &ask.disk)?, ask.force)?;
+    Ok(proto::Done {})
+}
+
+fn disk_rename(engine: &Arc<Engine>, by: Actor, ask: proto::DiskRename) -> Result<proto::Disk> {
+    engine.disk_rename(by, &resolve::disk(engine, &ask.disk)?, &ask.name).map(disk)
+}
+
+fn disk_resize(engine: &Arc<Engine>, by: Actor, ask: proto::DiskResize) -> Result<proto::Disk> {
+    engine.disk_resize(by, &resolve::disk(engine, &ask.disk)?, ask.size, ask.shrink).map(disk)
+}
+
+fn disk_reinit(
+    engine: &Arc<Engine>,
+    by: Actor,
+    ask: proto::DiskReinit,
+) -> Result<proto::RolledBack> {
+    let id = resolve::disk(engine, &ask.disk)?;
+    let done = engine.disk_reinit(by, &id, ask.force)?;
+    rolled_back(engine, &id, done)
+}
+
+fn disk_set(engine: &Arc<Engine>, by: Actor, ask: proto::DiskSet) -> Result<proto::Disk> {
+    let id = resolve::disk(engine, &ask.disk)?;
+    let change = DiskChange { description: ask.description, read_only: ask.read_only };
+    engine.disk_change(by, &id, change).map(disk)
+}
+
+fn disk_rollback(
+    engine: &Arc<Engine>,
+    by: Actor,
+    ask: proto::DiskRollback,
+) -> Result<proto::RolledBack> {
+    let id = resolve::disk(engine, &ask.disk)?;
+    let to = resolve::snapshot_of(engine, &id, &ask.snapshot)?;
+    let done = engine.disk_rollback(by, &id, &to, ask.force)?;
+    rolled_back(engine, &id, done)
+}
+
+fn disk_undo(engine: &Arc<Engine>, by: Actor, ask: proto::DiskUndo) -> Result<proto::RolledBack> {
+    let id = resolve::disk(engine, &ask.disk)?;
+    let done = engine.disk_undo(by, &id, ask.force)?;
+    rolled_back(engine, &id, done)
+}
+
+fn snapshot_create(
+    engine: &Arc<Engine>,
+    by: Actor,
+    ask: proto::SnapshotCreate,
+) -> Result<proto::Snapshot> {
+    let disk = resolve::disk(engine, &ask.disk)?;
+    // The one level there is; a second one makes this match incomplete.
+    match ask.consistency {
+        proto::Consistency::Crash => {}
+    }
+    let proto::SnapshotCreate { name, description, tags, .. } = ask;
+    engine.snapshot_create(by, SnapshotSpec { disk, name, description, tags }).map(snapshot)
+}
+
+fn snapshot_list(
+    engine: &Arc<Engine>,
+    _: Actor,
+    ask: proto::SnapshotList,
+) -> Result<proto::Snapshots> {
+    let disk = ask.disk.map(|name| resolve::chain(engine, &name)).transpose()?;
+    let snapshots = engine.snapshots(disk.as_ref()).into_iter().map(snapshot).collect();
+    Ok(proto::Snapshots { snapshots })
+}
+
+fn snapshot_show(
+    engine: &Arc<Engine>,
+    _: Actor,
+    ask: proto::SnapshotShow,
+) -> Result<proto::Snapshot> {
+    engine.snapshot(&resolve::snapshot(engine, &ask.snapshot)?).map(snapshot)
+}
+
+fn snapshot_delete(
+    engine: &Arc<Engine>,
+    by: Actor,
+    ask: proto::SnapshotDelete,
+) -> Result<proto::SnapshotDeleted> {
+    let id = resolve::snapshot(engine, &ask.snapshot)?;
+    let name = engine.snapshot(&id)?.name;
+    let freed_bytes = engine.snapshot_delete(by, &id, ask.force)?;
+    Ok(proto::SnapshotDeleted { id: id.to_string(), name, freed_bytes })
+}
+
+fn snapshot_set(
+    engine: &Arc<Engine>,
+    by: Actor,
+    ask: proto::SnapshotSet,
+) -> Result<proto::Snapshot> {
+    let id = resolve::snapshot(engine, &ask.snapshot)?;
+    let change = SnapshotChange { name: ask.name, description: ask.description };
+    engine.snapshot_change(by, &id, change).map(snapshot)
+}
+
+fn snapshot_diff(
+    engine: &Arc<Engine>,
+    _: Actor,
+    ask: proto::SnapshotDiff,
+) -> Result<proto::DiffPage> {
+    let from = ask.from.map(|name| resolve::snapshot(engine, &name)).transpose()?;
+    let to = resolve::snapshot(engine, &ask.to)?;
+    let limit = ask.limit.unwrap_or(DIFF_PAGE_DEFAULT);
+    if limit == 0 || limit > DIFF_PAGE_MAX {
+        return Err(Error::invalid(format!(
+            "a limit of {limit} is not within 1 to {DIFF_PAGE_MAX}"
+        )));
+    }
+    let limit = usize::try_from(limit).map_err(|e| Error::internal(e.to_string()))?;
+    let (ranges, resume) = engine.diff(from.as_ref(), &to, ask.resume, limit)?;
+    Ok(proto::DiffPage { ranges: ranges.into_iter().map(diff_range).collect(), resume })
+}
+
+fn chain_list(engine: &Arc<Engine>, _: Actor, _: proto::ChainList) -> Result<proto::Chains> {
+    Ok(proto::Chains { chains: engine.chains().into_iter().map(chain).collect() })
+}
+
+fn chain_show(engine: &Arc<Engine>, _: Actor, ask: proto::ChainShow) -> Result<proto::Chain> {
+    engine.chain(&resolve::chain(engine, &ask.disk)?).map(chain)
+}
+
+fn tags_set(engine: &Arc<Engine>, by: Actor, ask: proto::TagsSet) -> Result<proto::Tagged> {
+    change_tags(engine, by, &ask.object, &ask.tags, &[])
+}
+
+fn tags_remove(engine: &Arc<Engine>, by: Actor, ask: proto::TagsRemove) -> Result<proto::Tagged> {
+    change_tags(engine, by, &ask.object, &proto::Tags::new(), &ask.keys)
+}
+
+fn change_tags(
+    engine: &Arc<Engine>,
+    by: Actor,
+    object: &str,
+    set: &proto::Tags,
+    remove: &[String],
+) -> Result<proto::Tagged> {
+    match resolve::object(engine, object)? {
+        Object::Disk(id) => {
+            let DiskInfo { id, name, tags, .. } = engine.tag_disk(by, &id, set, remove)?;
+            Ok(proto::Tagged { object: proto::TaggedKind::Disk, id: id.to_string(), name, tags })
+        }
+        Object::Snapshot(id) => {
+            let SnapshotInfo { id, name, tags, .. } = engine.tag_snapshot(by, &id, set, remove)?;
+            Ok(proto::Tagged {
+                object: proto::TaggedKind::Snapshot,
+                id: id.to_string(),
+                name,
+                tags,
+            })
+        }
+    }
+}
+
+fn pool_show(engine: &Arc<Engine>, _: Actor, _: proto::PoolShow) -> Result<proto::PoolStatus> {
+    Ok(pool_status(engine.status()))
+}
+
+fn pool_resize(
+    engine: &Arc<Engine>,
+    by: Actor,
+    ask: proto::PoolResize,
+) -> Result<proto::PoolStatus> {
+    engine.pool_resize(by, ask.max_bytes)?;
+    Ok(pool_status(engine.status()))
+}
+
+fn events_list(
+    engine: &Arc<Engine>,
+    _: Actor,
+    ask: proto::EventsList,
+) -> Result<proto::EventsPage> {
+    let limit = match ask.limit {
+        Some(limit) => usize::try_from(limit).map_err(|e| Error::internal(e.to_string()))?,
+        None => EVENTS_PAGE_MAX,
+    };
+    let events = engine.events(ask.after, limit.min(EVENTS_PAGE_MAX));
+    Ok(proto::EventsPage { events: events.into_iter().map(event).collect() })
+}
+
+fn job_list(engine: &Arc<Engine>, _: Actor, _: proto::JobList) -> Result<proto::Jobs> {
+    Ok(proto::Jobs { jobs: engine.jobs().into_iter().map(job).collect() })
+}
+
+fn job_show(engine: &Arc<Engine>, _: Actor, ask: proto::JobShow) -> Result<proto::Job> {
+    engine.job(&ask.job).map(job)
+}
+
+fn job_cancel(engine: &Arc<Engine>, by: Actor, ask: proto::JobCancel) -> Result<proto::Job> {
+    let id = engine.job(&ask.job)?.id;
+    engine.job_cancel(by, &id)?;
+    engine.job(id.as_str()).map(job)
+}
+
+fn scrub_start(engine: &Arc<Engine>, by: Actor, ask: proto::ScrubStart) -> Result<proto::Job> {
+    engine.scrub_start(by, ask.bytes_per_second).map(job)
+}
+
+/// Waits for events after this one and makes messages of them; none when the time is up.
+pub(super) fn next_events(
+    engine: &Arc<Engine>,
+    after: u64,
+    wait: Duration,
+) -> Vec<(u64, Notification)> {
+    if !engine.wait_events(after, wait) {
+        return Vec::new();
+    }
+    let events = engine.events(after, EVENTS_PAGE_MAX).into_iter();
+    events
+        .filter_map(|one| {
+            let seq = one.seq;
+            let params = serde_json::to_value(event(one)).ok()?;
+            let method = "event".to_owned();
+            Some((seq, Notification { jsonrpc: Version2::V2, method, params }))
+        })
+        .collect()
+}
+
+/// The number of the last event, by halving: the log may be long, and only the number is wanted.
+fn last_event(engine: &Engine) -> u64 {
+    let exists_after = |seq: u64| engine.wait_events(seq, Duration::ZERO);
+    let mut beyond = 1;
+    while exists_after(beyond - 1) && beyond < u64::MAX / 2 {
+        beyond *= 2;
+    }
+    let mut at_least = beyond / 2;
+    while beyond - at_least > 1 {
+        let middle = at_least + (beyond - at_least) / 2;
+        if exists_after(middle - 1) {
+            at_least = middle;
+        } else {
+            beyond = middle;
+        }
+    }
+    at_least
+}
+
+/// An engine error in the terms of the protocol.
+pub(super) fn error_body(error: &Error) -> ErrorBody {
+    let kind = match error.kind() {
+        ErrorKind::Invalid => proto::ErrorKind::Invalid,
+        ErrorKind::NotPermitted => proto::ErrorKind::NotPermitted,
+        ErrorKind::NotFound => proto::ErrorKind::NotFound,
+        ErrorKind::Exists => proto::ErrorKind::Exists,
+        ErrorKind::InUse => proto::ErrorKind::InUse,
+        ErrorKind::WrongState => proto::ErrorKind::WrongState,
+        ErrorKind::Quota => proto::ErrorKind::Quota,
+        ErrorKind::NoSpace => proto::ErrorKind::NoSpace,
+        ErrorKind::Corrupt => proto::ErrorKind::Corrupt,
+        ErrorKind::Io => proto::ErrorKind::Io,
+        ErrorKind::Stopped => proto::ErrorKind::Stopped,
+        ErrorKind::ShuttingDown => proto::ErrorKind::ShuttingDown,
+        ErrorKind::Cancelled => proto::ErrorKind::Cancelled,
+        ErrorKind::TimedOut => proto::ErrorKind::TimedOut,
+        ErrorKind::Unsupported => proto::ErrorKind::Unsupported,
+        ErrorKind::Internal => proto::ErrorKind::Internal,
+    };
+    ErrorBody { kind, message: error.message().to_owned(), hint: error.advice().map(str::to_owned) }
+}
+
+fn disk(info: DiskInfo) -> proto::Disk {
+    proto::Disk {
+        id: info.id.to_string(),
+        name: info.name,
+        description: info.description,
+        size: info.size,
+        created_at: Time::from_unix(info.created_at),
+        read_only: info.read_only,
+        origin: info
+            .origin
+            .map(|(id, exists)| proto::Origin { snapshot_id: id.to_string(), exists }),
+        exclusive_bytes: info.exclusive_bytes,
+        mapped_bytes: info.mapped_bytes,
+        snapshot_count: info.snapshot_count,
+        tags: info.tags,
+        clients: info.clients.into_iter().map(client).collect(),
+    }
+}
+
+fn client(info: ClientInfo) -> proto::Client {
+    let ClientInfo { export, pid, peer, connected_at } = info;
+    proto::Client { export, pid, peer, connected_at: Time::from_unix(connected_at) }
+}
+
+fn rolled_back(engine: &Arc<Engine>, id: &DiskId, done: Rollback) -> Result<proto::RolledBack> {
+    // The engine names the undo snapshot itself when the disk went back to nothing.
+    let to = Some(done.to).filter(|to| *to != done.undo);
+    let to_name = to.as_ref().map(|to| engine.snapshot(to)).transpose()?;
+    Ok(proto::RolledBack {
+        disk: engine.disk(id).map(disk)?,
+        to: to.map(|to| to.to_string()),
+        to_name: to_name.as_ref().map(resolve::full_name),
+        undo: done.undo.to_string(),
+        undo_name: done.undo_name,
+        disconnected: done.disconnected.into_iter().map(client).collect(),
+        grown_since: done.grown_since,
+    })
+}
+
+fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
+    let (status, instant_access) = match info.status {
+        SnapshotStatus::Accomplished => (proto::SnapshotStatus::Accomplished, true),
+        SnapshotStatus::Deleting => (proto::SnapshotStatus::Deleting, false),
+    };
+    proto::Snapshot {
+        id: info.id.to_string(),
+        name: info.name,
+        description: info.description,
+        disk_id: info.disk_id.to_string(),
+        disk_name: info.disk_name,
+        size: info.size,
+        created_at: Time::from_unix(info.created_at),
+        kind: match info.kind {
+            SnapshotKind::Manual => proto::SnapshotKind::Manual,
+            SnapshotKind::Auto => proto::SnapshotKind::Auto,
+            SnapshotKind::Undo => proto::SnapshotKind::Undo,
+        },
+        consistency: proto::Consistency::Crash,
+        status,
+        // A snapshot in the pool is complete from its first instant.
+        progress: 100,
+        instant_access,
+        exclusive_bytes: info.exclusive_bytes,
+        stored_bytes: info.stored_bytes,
+        parent: info.parent.map(|id| id.to_string()),
+        expires_at: info.expires_at.map(Time::from_unix),
+        made_disks: info.made_disks.iter().map(DiskId::to_string).collect(),
+        tags: info.tags,
+        clients: info.clients.into_iter().map(client).collect(),
+    }
+}
+
+fn diff_range(change: Change) -> proto::DiffRange {
+    proto::DiffRange { offset: change.offset, length: change.length, zero: change.zero }
+}
+
+fn chain(info: ChainInfo) -> proto::Chain {
+    proto::Chain {
+        disk_id: info.disk_id.to_string(),
+        disk_name: info.disk_name,
+        disk_size: info.disk_size,
+        snapshot_bytes: info.snapshot_bytes,
+        quota_manual: info.quota_manual,
+        quota_auto: info.quota_auto,
+        snapshots: info.snapshots.into_iter().map(snapshot).collect(),
+    }
+}
+
+fn event(event: Event) -> proto::Event {
+    let Event { seq, at, actor, kind, object, message } = event;
+    let at = Time::from_unix(at);
+    proto::Event { seq, at, uid: actor.uid, pid: actor.pid, kind, object, message }
+}
+
+fn job(info: JobInfo) -> proto::Job {
+    proto::Job {
+        id: info.id.to_string(),
+        kind: info.kind,
+        object: info.object,
+        state: match info.state {
+            JobState::Running => proto::JobState::Running,
+            JobState::Done => proto::JobState::Done,
+            JobState::Failed => proto::JobState::Failed,
+            JobState::Cancelled => proto::JobState::Cancelled,
+        },
+        done: info.done,
+        total: info.total,
+        started_at: Time::from_unix(info.started_at),
+        ended_at: info.ended_at.map(Time::from_unix),
+        message: info.message,
+    }
+}
+
+fn pool_status(status: PoolStatus) -> proto::PoolStatus {
+    proto::PoolStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uuid: status.uuid,
+        dir: status.dir,
+        stopped: status.stopped,
+        block_size: status.block_size,
+        file_bytes: status.file_bytes,
+        max_bytes: status.max_bytes,
+        used_bytes: status.used_bytes,
+        pending_bytes: status.pending_bytes,
+        journal_bytes: status.journal_bytes,
+        journal_used_bytes: status.journal_used_bytes,
+        cache_bytes: status.cache_bytes,
+        cache_limit: status.cache_limit,
+        last_seq: status.last_seq,
+        durable_seq: status.durable_seq,
+        checkpoint_seq: status.checkpoint_seq,
+        disks: status.disks,
+        snapshots: status.snapshots,
+        clients: status.clients,
+        reclaiming: status.reclaiming,
+        corrupt_blocks: status.corrupt_blocks,
+        last_scrub: status.last_scrub.map(scrub_report),
+        recovery_seconds: status.recovery_seconds,
+        recovered_records: status.recovered_records,
+    }
+}
+
+fn scrub_report(report: ScrubReport) -> proto::ScrubReport {
+    proto::ScrubReport {
+        started_at: Time::from_unix(report.started_at),
+        ended_at: Time::from_unix(report.ended_at),
+        bytes: report.bytes,
+        bad: report.bad,
+    }
+}

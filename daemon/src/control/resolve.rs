@@ -1,0 +1,167 @@
+//! From the names people type to ids, with advice when there is no such thing.
+//!
+//! Invariants: an exact match by the engine wins over the lookups here; a name that fits several
+//! objects is an error that lists them, never a guess.
+//! Absent: the index of names; the engine has it.
+
+use crate::engine::Engine;
+use crate::engine::api::SnapshotInfo;
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{DiskId, SnapshotId};
+
+/// Candidates named in the message about an ambiguous name: enough to see the pattern.
+const CANDIDATES_SHOWN: usize = 4;
+
+/// A disk or a snapshot.
+pub(super) enum Object {
+    Disk(DiskId),
+    Snapshot(SnapshotId),
+}
+
+/// The disk of that id, id prefix or name.
+pub(super) fn disk(engine: &Engine, name: &str) -> Result<DiskId> {
+    engine.find_disk(name).map_err(|error| {
+        advise(error, || match engine.find_snapshot(name) {
+            Ok(_) => Some(format!("'{name}' is a snapshot, not a disk")),
+            Err(_) => closest(name, engine.disks().into_iter().map(|disk| disk.name)),
+        })
+    })
+}
+
+/// The disk of that name, or the id of a deleted disk whose snapshots are still there.
+pub(super) fn chain(engine: &Engine, name: &str) -> Result<DiskId> {
+    match disk(engine, name) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let id = DiskId::from(name);
+            engine.chain(&id).map(|_| id).map_err(|_| error)
+        }
+        found => found,
+    }
+}
+
+/// The snapshot of that id, id prefix, `disk@snapshot`, or bare name if only one has it.
+pub(super) fn snapshot(engine: &Engine, name: &str) -> Result<SnapshotId> {
+    let error = match engine.find_snapshot(name) {
+        Err(error) if error.kind() == ErrorKind::NotFound => error,
+        found => return found,
+    };
+    let all = engine.snapshots(None);
+    if !name.contains('@') {
+        match all.iter().filter(|one| one.name == name).collect::<Vec<_>>().as_slice() {
+            [] => {}
+            [one] => return Ok(one.id.clone()),
+            several => return Err(ambiguous(name, several)),
+        }
+    }
+    Err(advise(error, || match engine.find_disk(name) {
+        Ok(_) => Some(format!(
+            "'{name}' is a disk, not a snapshot; snapshots of it: rowctl snapshot list {name}"
+        )),
+        Err(_) if name.contains('@') => closest(name, all.iter().map(full_name)),
+        Err(_) => closest(name, all.iter().map(|one| one.name.clone())),
+    }))
+}
+
+/// The snapshot that a name means when it is said about one disk: a name of its own snapshots
+/// first.
+pub(super) fn snapshot_of(engine: &Engine, disk: &DiskId, name: &str) -> Result<SnapshotId> {
+    if !name.contains('@') {
+        let own = engine.snapshots(Some(disk)).into_iter().find(|one| one.name == name);
+        if let Some(own) = own {
+            return Ok(own.id);
+        }
+    }
+    snapshot(engine, name)
+}
+
+/// A disk or a snapshot: `disk@snapshot` is a snapshot; otherwise a disk of that name comes first.
+pub(super) fn object(engine: &Engine, name: &str) -> Result<Object> {
+    let looks_like_one = name.contains('@') || name.starts_with(SnapshotId::PREFIX);
+    if looks_like_one && let Ok(found) = snapshot(engine, name) {
+        return Ok(Object::Snapshot(found));
+    }
+    let error = match disk(engine, name) {
+        Ok(found) => return Ok(Object::Disk(found)),
+        Err(error) => error,
+    };
+    match snapshot(engine, name) {
+        Ok(found) => Ok(Object::Snapshot(found)),
+        Err(other) if name.contains('@') || other.kind() != ErrorKind::NotFound => Err(other),
+        Err(_) => Err(error),
+    }
+}
+
+/// `disk@snapshot`, with the id of a disk that is gone.
+pub(super) fn full_name(snapshot: &SnapshotInfo) -> String {
+    let disk = snapshot.disk_name.as_deref().unwrap_or(snapshot.disk_id.as_str());
+    format!("{disk}@{}", snapshot.name)
+}
+
+fn ambiguous(name: &str, several: &[&SnapshotInfo]) -> Error {
+    let mut shown: Vec<String> =
+        several.iter().take(CANDIDATES_SHOWN).map(|one| full_name(one)).collect();
+    if several.len() > CANDIDATES_SHOWN {
+        shown.push("...".to_owned());
+    }
+    Error::invalid(format!("{} snapshots are called '{name}'", several.len()))
+        .hint(format!("name the disk too: {}", shown.join(", ")))
+}
+
+/// Gives a failed lookup advice that knows the other names; without any, the engine's stays.
+fn advise(error: Error, advice: impl FnOnce() -> Option<String>) -> Error {
+    if error.kind() != ErrorKind::NotFound {
+        return error;
+    }
+    match advice() {
+        Some(advice) => error.hint(advice),
+        None => error,
+    }
+}
+
+/// "did you mean", if some name is close enough to be a slip of the fingers.
+fn closest(typed: &str, names: impl Iterator<Item = String>) -> Option<String> {
+    // A third of the letters: one slip in a short name, two or three in a long one.
+    let limit = (typed.chars().count() / 3).max(1);
+    names
+        .map(|name| (distance(typed, &name), name))
+        .filter(|(distance, _)| *distance <= limit)
+        .min()
+        .map(|(_, name)| format!("did you mean '{name}'?"))
+}
+
+/// Letters to insert, delete or replace to get from one to the other.
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, letter) in from.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, other) in to.iter().enumerate() {
+            let replaced = diagonal + usize::from(letter != *other);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances_count_slips() {
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("data1", "data1"), 0);
+        assert_eq!(distance("dat1", "data1"), 1);
+        assert_eq!(distance("kitten", "sitting"), 3);
+    }
+
+    #[test]
+    fn only_a_near_name_is_suggested_and_the_nearest_first() {
+        let names = || ["data1", "data22", "logs"].map(str::to_owned).into_iter();
+        assert_eq!(closest("dat1", names()).unwrap(), "did you mean 'data1'?");
+        assert_eq!(closest("data2", names()).unwrap(), "did you mean 'data1'?");
+        assert_eq!(closest("mysql", names()), None);
+    }
+}

@@ -1,0 +1,169 @@
+//! Reading: locate the blocks of a range, then fetch and verify them.
+//!
+//! Invariants: between locating and the last fetch the lane is inside a reading era, so no located block
+//! is reused (hazard H2); every block is checked against its CRC32C before a byte of it is returned.
+//! Absent: replies.
+
+use super::lane::Lane;
+use super::{Extent, blocks_of};
+use crate::error::{Error, Result};
+use crate::map::leaf::Entry;
+use crate::pool::crc32c;
+use crate::pool::file::Nowait;
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, ByteRange, Lba, Pbn};
+
+/// A block of the range being read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Located {
+    lba: Lba,
+    /// `None` reads as zeros.
+    stored: Option<(Pbn, u32)>,
+}
+
+/// Whether a read may wait for the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    Yes,
+    /// Give up at once if something is not in memory.
+    No,
+}
+
+impl Lane {
+    /// Finds where a range is stored; [`Lane::fetch`] reads it, [`Lane::release`] ends it.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn locate(&mut self, range: ByteRange, wait: Wait) -> Result<Nowait> {
+        let disk = &self.disk;
+        let blocks = blocks_of(range);
+        if wait == Wait::No && !disk.view.is_cached(blocks) {
+            return Ok(Nowait::WouldBlock);
+        }
+        self.reading = Some(self.reader.enter(&disk.shared.pool.readers));
+        self.located.clear();
+        let located = &mut self.located;
+        disk.view.look_up(&disk.shared, blocks, |lba, entry| {
+            let stored = match entry {
+                Entry::Data { pbn, crc, .. } => Some((pbn, crc)),
+                Entry::Hole | Entry::Zero => None,
+            };
+            located.push(Located { lba, stored });
+        })?;
+        Ok(Nowait::Done)
+    }
+
+    /// Ends the reading era that [`Lane::locate`] began.
+    pub fn release(&mut self) {
+        self.reading = None;
+    }
+
+    /// Whether all of the located range, or none of it, is stored; `None` when some is.
+    #[must_use]
+    pub fn located_alike(&self) -> Option<bool> {
+        let first = self.located.first()?.stored.is_some();
+        self.located.iter().all(|block| block.stored.is_some() == first).then_some(first)
+    }
+
+    /// The located range as stretches that are stored or not.
+    #[must_use]
+    pub fn located_extents(&self, range: ByteRange) -> Vec<Extent> {
+        let mut list: Vec<Extent> = Vec::new();
+        for block in &self.located {
+            let start = (block.lba.0 * BLOCK_SIZE).max(range.start);
+            let end = ((block.lba.0 + 1) * BLOCK_SIZE).min(range.end);
+            let stored = block.stored.is_some();
+            match list.last_mut() {
+                Some(last) if last.stored == stored => last.range.end = end,
+                _ => list.push(Extent { range: ByteRange { start, end }, stored }),
+            }
+        }
+        list
+    }
+
+    /// Reads a part of the located range into `out`, which is as long as `range`.
+    ///
+    /// # Errors
+    /// `Corrupt` when a block is not what was written; the device refuses.
+    pub fn fetch(&mut self, range: ByteRange, out: &mut [u8], wait: Wait) -> Result<Nowait> {
+        debug_assert_eq!(out.len() as u64, range.len(), "the buffer fits the range");
+        let Some(first) = self.located.first().map(|block| block.lba.0) else {
+            return Ok(Nowait::Done);
+        };
+        let whole = range.inner_blocks();
+        if whole.is_empty() || whole.len() * BLOCK_SIZE != range.len() {
+            return self.fetch_ragged(range, out, wait);
+        }
+        let from = usize::try_from(whole.start - first).expect("located");
+        let to = usize::try_from(whole.end - first).expect("located");
+        let mut at = from;
+        while at < to {
+            let run = self.run_at(at, to);
+            let piece = &mut out[(at - from) * BLOCK_BYTES..(at + run - from) * BLOCK_BYTES];
+            if self.fetch_run(at, piece, wait)? == Nowait::WouldBlock {
+                return Ok(Nowait::WouldBlock);
+            }
+            at += run;
+        }
+        Ok(Nowait::Done)
+    }
+
+    /// Locates and reads a range, waiting as long as it takes.
+    ///
+    /// # Errors
+    /// As [`Lane::locate`] and [`Lane::fetch`].
+    pub fn read(&mut self, range: ByteRange, out: &mut [u8]) -> Result<()> {
+        let result = self.locate(range, Wait::Yes).and_then(|_| self.fetch(range, out, Wait::Yes));
+        self.release();
+        result.map(|_| ())
+    }
+
+    /// A range that does not begin and end with a block: whole blocks are verified, a part is returned.
+    fn fetch_ragged(&mut self, range: ByteRange, out: &mut [u8], wait: Wait) -> Result<Nowait> {
+        let outer = range.outer_blocks();
+        let bytes = ByteRange { start: outer.start * BLOCK_SIZE, end: outer.end * BLOCK_SIZE };
+        let mut whole = vec![0u8; usize::try_from(bytes.len()).expect("a request fits in memory")];
+        let outcome = self.fetch(bytes, &mut whole, wait)?;
+        let skip = usize::try_from(range.start - bytes.start).expect("below a block");
+        out.copy_from_slice(&whole[skip..skip + out.len()]);
+        Ok(outcome)
+    }
+
+    /// Number of located blocks from `at` that can be read at once.
+    fn run_at(&self, at: usize, to: usize) -> usize {
+        let mut expected = self.located[at].stored.map(|(pbn, _)| pbn);
+        let rest = self.located[at..to].iter();
+        rest.take_while(|block| {
+            let alike = block.stored.map(|(pbn, _)| pbn) == expected;
+            expected = expected.map(|pbn| Pbn(pbn.0 + 1));
+            alike
+        })
+        .count()
+    }
+
+    fn fetch_run(&self, at: usize, out: &mut [u8], wait: Wait) -> Result<Nowait> {
+        let Some((pbn, _)) = self.located[at].stored else {
+            out.fill(0);
+            return Ok(Nowait::Done);
+        };
+        let file = &self.disk.shared.pool.file;
+        match wait {
+            Wait::Yes => file.read(pbn.offset(), out)?,
+            Wait::No => {
+                if file.read_nowait(pbn.offset(), out)? == Nowait::WouldBlock {
+                    return Ok(Nowait::WouldBlock);
+                }
+            }
+        }
+        for (block, bytes) in self.located[at..].iter().zip(out.chunks_exact(BLOCK_BYTES)) {
+            let Some((pbn, crc)) = block.stored else { continue };
+            if crc32c(bytes) != crc {
+                self.disk.report_corrupt(block.lba, pbn);
+                return Err(Error::corrupt(format!(
+                    "block {} of {} is not what was written",
+                    block.lba, self.disk.label
+                )));
+            }
+        }
+        Ok(Nowait::Done)
+    }
+}

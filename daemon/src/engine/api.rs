@@ -1,0 +1,251 @@
+//! What the engine tells and takes: plain values that cross from the engine to the control socket.
+//!
+//! Invariants: sizes are bytes, times are seconds since 1970 UTC; nothing here refers to live state.
+//! Absent: wire formats (`rowd-proto` has those) and behaviour.
+
+use std::collections::BTreeMap;
+
+use crate::units::{DiskId, JobId, SnapshotId};
+
+/// Tags of an object: `key = value`, each key once.
+pub type Tags = BTreeMap<String, String>;
+
+/// Who asked for a change; recorded with its event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Actor {
+    pub uid: u32,
+    /// The process at the other end of the control socket; 0 is the daemon itself.
+    pub pid: i32,
+}
+
+impl Actor {
+    /// The daemon acting on its own: expiry, reclaim.
+    pub const DAEMON: Actor = Actor { uid: 0, pid: 0 };
+}
+
+/// How to make a disk.
+#[derive(Clone, Debug)]
+pub struct DiskSpec {
+    pub name: String,
+    /// Bytes, a multiple of 4096. `None` takes the size of the snapshot it is made from.
+    pub size: Option<u64>,
+    /// A snapshot the disk starts as.
+    pub from: Option<SnapshotId>,
+    pub description: String,
+    pub tags: Tags,
+}
+
+/// Changes to a disk; `None` leaves a property as it is.
+#[derive(Clone, Debug, Default)]
+pub struct DiskChange {
+    pub description: Option<String>,
+    /// Refuse writes on the disk's export.
+    pub read_only: Option<bool>,
+}
+
+/// How to make a snapshot.
+#[derive(Clone, Debug)]
+pub struct SnapshotSpec {
+    pub disk: DiskId,
+    /// `None` makes a name from the time.
+    pub name: Option<String>,
+    pub description: String,
+    pub tags: Tags,
+}
+
+/// Changes to a snapshot; `None` leaves a property as it is.
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotChange {
+    pub name: Option<String>,
+    pub description: Option<String>,
+}
+
+/// A client that is connected to an export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientInfo {
+    /// The export name it asked for: `disk` or `disk@snapshot`.
+    pub export: String,
+    /// Its process, where the socket tells.
+    pub pid: Option<i32>,
+    /// The process name, or the remote address over TCP.
+    pub peer: String,
+    /// Seconds since 1970.
+    pub connected_at: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct DiskInfo {
+    pub id: DiskId,
+    pub name: String,
+    pub description: String,
+    pub size: u64,
+    pub created_at: u64,
+    pub read_only: bool,
+    /// The snapshot it was made from, if any, and whether that still exists.
+    pub origin: Option<(SnapshotId, bool)>,
+    /// Bytes of blocks only the present state of the disk holds.
+    pub exclusive_bytes: u64,
+    /// Bytes the disk would read as data: everything mapped at its head.
+    pub mapped_bytes: u64,
+    pub snapshot_count: u64,
+    pub tags: Tags,
+    pub clients: Vec<ClientInfo>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotKind {
+    Manual,
+    Auto,
+    /// The state of a disk before a rollback or reinit, kept so that it can be undone.
+    Undo,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotStatus {
+    Accomplished,
+    /// Deleted; its blocks are being freed in the background.
+    Deleting,
+}
+
+#[derive(Clone, Debug)]
+pub struct SnapshotInfo {
+    pub id: SnapshotId,
+    pub name: String,
+    pub description: String,
+    pub disk_id: DiskId,
+    /// `None` when the disk has been deleted since.
+    pub disk_name: Option<String>,
+    /// Size of the disk at the instant of the snapshot.
+    pub size: u64,
+    pub created_at: u64,
+    pub kind: SnapshotKind,
+    pub status: SnapshotStatus,
+    /// Bytes that deleting just this snapshot would free.
+    pub exclusive_bytes: u64,
+    /// Bytes of the blocks that this snapshot adds to its chain (written since the one before it).
+    pub stored_bytes: u64,
+    /// The snapshot before it in its lineage, if any.
+    pub parent: Option<SnapshotId>,
+    /// When it goes away by itself (undo snapshots).
+    pub expires_at: Option<u64>,
+    /// Disks that were made from it and still exist.
+    pub made_disks: Vec<DiskId>,
+    pub tags: Tags,
+    pub clients: Vec<ClientInfo>,
+}
+
+/// The snapshots of one disk, which outlive it.
+#[derive(Clone, Debug)]
+pub struct ChainInfo {
+    pub disk_id: DiskId,
+    pub disk_name: Option<String>,
+    pub disk_size: u64,
+    /// Bytes of all snapshots of the chain, shared blocks counted once.
+    pub snapshot_bytes: u64,
+    pub quota_manual: u64,
+    pub quota_auto: u64,
+    /// Oldest first.
+    pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// What `disk rollback` did.
+#[derive(Clone, Debug)]
+pub struct Rollback {
+    /// The snapshot that holds the state before; `disk rollback --undo` returns to it.
+    pub undo: SnapshotId,
+    pub undo_name: String,
+    pub to: SnapshotId,
+    /// Clients that were disconnected because of `force`.
+    pub disconnected: Vec<ClientInfo>,
+    /// The disk is larger than the snapshot: its file system has to be extended again.
+    pub grown_since: bool,
+}
+
+/// One changed stretch of a disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    pub offset: u64,
+    pub length: u64,
+    /// The newer side reads as zeros there.
+    pub zero: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Grows by one with each event; a stream can resume after it.
+    pub seq: u64,
+    pub at: u64,
+    pub actor: Actor,
+    /// `disk.create`, `snapshot.delete`, `pool.corrupt-block`, …
+    pub kind: String,
+    /// The id or name of what it is about.
+    pub object: String,
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobState {
+    Running,
+    Done,
+    Failed,
+    Cancelled,
+}
+
+#[derive(Clone, Debug)]
+pub struct JobInfo {
+    pub id: JobId,
+    /// `scrub`, `reclaim`.
+    pub kind: String,
+    pub object: String,
+    pub state: JobState,
+    /// Units done and in total (bytes for scrub, blocks' leaves for reclaim); total 0 = not known yet.
+    pub done: u64,
+    pub total: u64,
+    pub started_at: u64,
+    pub ended_at: Option<u64>,
+    /// The outcome in words once it ended.
+    pub message: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct PoolStatus {
+    pub uuid: String,
+    pub dir: String,
+    /// Why the pool accepts no writes, if it stopped.
+    pub stopped: Option<String>,
+    pub block_size: u64,
+    /// Bytes of data blocks the pool file has now.
+    pub file_bytes: u64,
+    /// Bytes of data blocks it may grow to.
+    pub max_bytes: u64,
+    /// Bytes of blocks some disk or snapshot holds.
+    pub used_bytes: u64,
+    /// Bytes freed but not yet reusable (awaiting a flush or a reader).
+    pub pending_bytes: u64,
+    pub journal_bytes: u64,
+    pub journal_used_bytes: u64,
+    pub cache_bytes: u64,
+    pub cache_limit: u64,
+    pub last_seq: u64,
+    pub durable_seq: u64,
+    pub checkpoint_seq: u64,
+    pub disks: u64,
+    pub snapshots: u64,
+    pub clients: u64,
+    /// Deleted snapshots and disks whose blocks are still being freed.
+    pub reclaiming: u64,
+    pub corrupt_blocks: u64,
+    pub last_scrub: Option<ScrubReport>,
+    /// Seconds the last start needed, and records it replayed.
+    pub recovery_seconds: f64,
+    pub recovered_records: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct ScrubReport {
+    pub started_at: u64,
+    pub ended_at: u64,
+    pub bytes: u64,
+    /// One line per bad block: disk, offset, snapshots.
+    pub bad: Vec<String>,
+}

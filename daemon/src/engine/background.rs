@@ -1,0 +1,194 @@
+//! Background work: regular flushes, checkpoints, freeing of deleted nodes, and housekeeping.
+//!
+//! Invariants: acknowledged writes stay without a flush for `flush_every` at most; freeing gives way to
+//! clients; a thread ends when the engine is closed or gone.
+//! Absent: the work itself (`checkpoint.rs`, `map/reclaim.rs`, `snapshots.rs`).
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use super::Engine;
+use super::api::{Actor, JobState};
+use super::jobs::Job;
+use crate::error::Result;
+use crate::map::reclaim::{next_node, run_step};
+use crate::map::tree::Tree;
+use crate::pool::journal::Kind;
+use crate::units::{Epoch, Seq};
+
+/// The kind of job that freeing a node is.
+pub const RECLAIM: &str = "reclaim";
+/// Leaves freed in one step: about a millisecond under the child's lock at most.
+const RECLAIM_LEAVES: usize = 64;
+/// While clients write, a step is followed by a pause of this many times its length.
+const RECLAIM_GIVE_WAY: u32 = 9;
+/// How often the checkpointer looks whether it is time.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often expired snapshots are looked for, and other rare chores done.
+const CHORES_EVERY: Duration = Duration::from_secs(5);
+
+impl Engine {
+    pub(super) fn start_background(self: &Arc<Self>) {
+        if !self.settings.background {
+            return;
+        }
+        spawn(self, "flush", |engine, state: &mut FlushState| engine.flush_round(state));
+        spawn(self, "checkpoint", |engine, last: &mut Option<Instant>| {
+            engine.checkpoint_round(last)
+        });
+        spawn(self, "reclaim", |engine, job: &mut Option<Arc<Job>>| engine.reclaim_round(job));
+    }
+
+    /// Frees everything that can be freed now. For tests, and before a check.
+    ///
+    /// # Errors
+    /// The pool has stopped.
+    pub fn reclaim_all(&self) -> Result<()> {
+        for tree in self.all_trees() {
+            while let Some((node, child)) = next_node(&tree) {
+                while !run_step(&self.shared, &tree, node, child, RECLAIM_LEAVES)? {}
+            }
+        }
+        Ok(())
+    }
+
+    fn flush_round(&self, state: &mut FlushState) -> Result<()> {
+        if self.stopping.wait(self.settings.flush_every) {
+            self.stopping.raise();
+            return Ok(());
+        }
+        let pool = &self.shared.pool;
+        let last = pool.journal.last();
+        if last > state.marked && last > pool.journal.durable() {
+            pool.sync()?;
+        } else if last > state.marked {
+            // Everything is durable, but no record says so yet: without one, damage to the last
+            // records would pass for a torn tail.
+            let _room = self.shared.reserve(0)?;
+            let _whole = self.shared.barrier.read();
+            state.marked = pool.append(Kind::Mark, &[])?;
+        }
+        self.tell_corrupt_blocks()?;
+        if state.chores.elapsed() > CHORES_EVERY {
+            state.chores = Instant::now();
+            self.chores()?;
+        }
+        Ok(())
+    }
+
+    fn chores(&self) -> Result<()> {
+        self.expire()?;
+        self.shared.pool.with_allocator(|a| a.block_growth(false));
+        self.shared.pool.punch_free_segments()?;
+        let budget = &self.shared.budget;
+        let over = budget.clean.load(Ordering::Relaxed) > budget.clean_limit;
+        if over {
+            // Inserting evicts within a view only: views nobody uses are trimmed here.
+            for view in self.all_trees().iter().flat_map(|tree| tree.views()) {
+                view.shrink(view.clean_count() / 2);
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_corrupt_blocks(&self) -> Result<()> {
+        let untold = std::mem::take(&mut *self.corrupt.untold.lock());
+        for (disk, lba, pbn) in untold {
+            let _shape = self.shape.lock();
+            let message = format!("block {lba} of {disk} (pool block {pbn}) is damaged");
+            self.note(Actor::DAEMON, "pool.corrupt-block", &disk, message)?;
+        }
+        Ok(())
+    }
+
+    fn checkpoint_round(&self, last: &mut Option<Instant>) -> Result<()> {
+        let wanted = self.shared.checkpoint_wanted.wait(LOOK_EVERY);
+        let journal = &self.shared.pool.journal;
+        let budget = &self.shared.budget;
+        let due = last.is_none_or(|last| last.elapsed() > self.settings.checkpoint_every);
+        let full = journal.used() > journal.capacity() / 4
+            || budget.dirty.load(Ordering::Relaxed) > budget.dirty_limit / 2;
+        if wanted || due || full {
+            self.checkpoint()?;
+            *last = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    fn reclaim_round(&self, job: &mut Option<Arc<Job>>) -> Result<()> {
+        let next = self.all_trees().into_iter().find_map(|tree| {
+            let (node, child) = next_node(&tree)?;
+            Some((tree, node, child))
+        });
+        let Some((tree, node, child)) = next else {
+            if let Some(job) = job.take() {
+                job.finish(JobState::Done, "all blocks freed".to_owned());
+            }
+            self.reclaim_wanted.wait(Duration::from_secs(1));
+            return Ok(());
+        };
+        if job.is_none() {
+            *job = Some(self.jobs.begin(RECLAIM, "pool", false)?);
+        }
+        self.reclaim_step(&tree, node, child, job.as_deref())
+    }
+
+    fn reclaim_step(
+        &self,
+        tree: &Tree,
+        node: Epoch,
+        child: Option<Epoch>,
+        job: Option<&Job>,
+    ) -> Result<()> {
+        let journal = &self.shared.pool.journal;
+        let (before, began) = (journal.last(), Instant::now());
+        run_step(&self.shared, tree, node, child, RECLAIM_LEAVES)?;
+        if let Some(job) = job {
+            job.done.fetch_add(RECLAIM_LEAVES as u64, Ordering::Relaxed);
+        }
+        let busy = journal.last() > before.next();
+        if busy {
+            std::thread::sleep(began.elapsed() * RECLAIM_GIVE_WAY);
+        }
+        Ok(())
+    }
+}
+
+struct FlushState {
+    /// The last record when it was a mark.
+    marked: Seq,
+    chores: Instant,
+}
+
+impl Default for FlushState {
+    fn default() -> Self {
+        FlushState { marked: Seq(0), chores: Instant::now() }
+    }
+}
+
+/// Runs `round` over and over on a thread of its own until the engine closes or the pool stops.
+fn spawn<S: Default + 'static>(
+    engine: &Arc<Engine>,
+    name: &'static str,
+    round: impl Fn(&Engine, &mut S) -> Result<()> + Send + 'static,
+) {
+    let weak: Weak<Engine> = Arc::downgrade(engine);
+    let work = move || {
+        let mut state = S::default();
+        while let Some(engine) = weak.upgrade().filter(|engine| !engine.is_closing()) {
+            if let Err(error) = round(&engine, &mut state) {
+                tracing::error!(%error, thread = name, "background work failed");
+                if engine.shared.pool.file.stopped().is_some() {
+                    return;
+                }
+                std::thread::sleep(LOOK_EVERY);
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    match thread {
+        Ok(thread) => engine.threads.lock().push(thread),
+        Err(error) => engine.shared.pool.file.stop(&format!("no thread for {name}: {error}")),
+    }
+}

@@ -1,0 +1,310 @@
+//! The catalogue: which disks and snapshots exist, as records that the journal and the store keep.
+//!
+//! Invariants: it changes through [`Op`]s only, which are journal records; names of disks are unique,
+//! names of snapshots are unique per disk; ids are never reused.
+//! Absent: live state such as views and clients (`engine/mod.rs`), and rules about who may do what.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use super::api::{Actor, SnapshotKind, Tags};
+use crate::error::{Error, Result};
+use crate::units::{DiskId, Epoch, SnapshotId, TreeId};
+
+/// Events kept; older ones go.
+const EVENTS_KEPT: usize = 10_000;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    pub id: DiskId,
+    pub name: String,
+    #[serde(default)]
+    pub description: String,
+    pub size: u64,
+    pub created_at: u64,
+    #[serde(default)]
+    pub read_only: bool,
+    /// The snapshot it was made from.
+    pub origin: Option<SnapshotId>,
+    pub tree: TreeId,
+    pub head: Epoch,
+    #[serde(default)]
+    pub tags: Tags,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRecord {
+    pub id: SnapshotId,
+    pub name: String,
+    #[serde(default)]
+    pub description: String,
+    pub disk: DiskId,
+    pub size: u64,
+    pub created_at: u64,
+    pub kind: Kind,
+    pub expires_at: Option<u64>,
+    pub tree: TreeId,
+    pub node: Epoch,
+    #[serde(default)]
+    pub tags: Tags,
+}
+
+/// [`SnapshotKind`] as it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Manual,
+    Auto,
+    Undo,
+}
+
+impl From<Kind> for SnapshotKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Manual => SnapshotKind::Manual,
+            Kind::Auto => SnapshotKind::Auto,
+            Kind::Undo => SnapshotKind::Undo,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventRecord {
+    pub seq: u64,
+    pub at: u64,
+    pub uid: u32,
+    pub pid: i32,
+    pub kind: String,
+    pub object: String,
+    pub message: String,
+}
+
+/// A change of the catalogue, as the journal keeps it, with who asked for it and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    pub at: u64,
+    pub uid: u32,
+    pub pid: i32,
+    pub op: Op,
+    /// What the event of this change says.
+    pub message: String,
+}
+
+impl Entry {
+    #[must_use]
+    pub fn actor(&self) -> Actor {
+        Actor { uid: self.uid, pid: self.pid }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Op {
+    /// A disk with a new head under `parent` (nothing for an empty disk).
+    DiskCreate {
+        disk: DiskRecord,
+        parent: Option<Epoch>,
+    },
+    /// Name, description, tags, size or switches of a disk.
+    DiskUpdate {
+        disk: DiskRecord,
+        kind: String,
+    },
+    /// The disk goes, with its undo snapshots; its other snapshots stay.
+    DiskDelete {
+        id: DiskId,
+    },
+    /// The head is frozen as a snapshot; the disk goes on under a new head.
+    SnapshotCreate {
+        snapshot: SnapshotRecord,
+        head: Epoch,
+    },
+    SnapshotUpdate {
+        snapshot: SnapshotRecord,
+        kind: String,
+    },
+    SnapshotDelete {
+        id: SnapshotId,
+        kind: String,
+    },
+    /// The head is frozen as `undo`; the disk goes on under a new head below `parent`.
+    Rollback {
+        disk: DiskId,
+        head: Epoch,
+        parent: Option<Epoch>,
+        size: u64,
+        undo: SnapshotRecord,
+        kind: String,
+    },
+    /// Something happened that is told and changes nothing.
+    Note {
+        kind: String,
+        object: String,
+    },
+}
+
+impl Op {
+    /// The kind and the object of the event of this change.
+    #[must_use]
+    pub fn event(&self) -> (&str, &str) {
+        match self {
+            Op::DiskCreate { disk, .. } => ("disk.create", disk.id.as_str()),
+            Op::DiskUpdate { disk, kind } => (kind, disk.id.as_str()),
+            Op::DiskDelete { id } => ("disk.delete", id.as_str()),
+            Op::SnapshotCreate { snapshot, .. } => ("snapshot.create", snapshot.id.as_str()),
+            Op::SnapshotUpdate { snapshot, kind } => (kind, snapshot.id.as_str()),
+            Op::SnapshotDelete { id, kind } => (kind, id.as_str()),
+            Op::Rollback { disk, kind, .. } => (kind, disk.as_str()),
+            Op::Note { kind, object } => (kind, object),
+        }
+    }
+}
+
+/// All records.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    pub disks: BTreeMap<DiskId, DiskRecord>,
+    pub snapshots: BTreeMap<SnapshotId, SnapshotRecord>,
+    pub events: VecDeque<EventRecord>,
+    pub next_tree: u32,
+    names: HashMap<String, DiskId>,
+    dirty: BTreeSet<String>,
+}
+
+impl Catalogue {
+    /// Puts kept records back, at start.
+    ///
+    /// # Errors
+    /// `Corrupt` when one cannot be decoded.
+    pub fn load(&mut self, rows: Vec<(String, Vec<u8>)>) -> Result<()> {
+        for (key, value) in rows {
+            match key.split_once('/').map_or("", |(kind, _)| kind) {
+                "disk" => self.put_disk(decode(&key, &value)?),
+                "snapshot" => self.put_snapshot(decode(&key, &value)?),
+                "event" => self.events.push_back(decode(&key, &value)?),
+                _ => {}
+            }
+        }
+        self.dirty.clear();
+        Ok(())
+    }
+
+    pub fn put_disk(&mut self, disk: DiskRecord) {
+        self.dirty.insert(format!("disk/{}", disk.id));
+        self.next_tree = self.next_tree.max(disk.tree.0 + 1);
+        if let Some(old) = self.disks.get(&disk.id) {
+            self.names.remove(&old.name);
+        }
+        self.names.insert(disk.name.clone(), disk.id.clone());
+        self.disks.insert(disk.id.clone(), disk);
+    }
+
+    pub fn put_snapshot(&mut self, snapshot: SnapshotRecord) {
+        self.dirty.insert(format!("snapshot/{}", snapshot.id));
+        self.next_tree = self.next_tree.max(snapshot.tree.0 + 1);
+        self.snapshots.insert(snapshot.id.clone(), snapshot);
+    }
+
+    pub fn remove_disk(&mut self, id: &DiskId) -> Option<DiskRecord> {
+        let disk = self.disks.remove(id)?;
+        self.names.remove(&disk.name);
+        self.dirty.insert(format!("disk/{id}"));
+        Some(disk)
+    }
+
+    pub fn remove_snapshot(&mut self, id: &SnapshotId) -> Option<SnapshotRecord> {
+        self.dirty.insert(format!("snapshot/{id}"));
+        self.snapshots.remove(id)
+    }
+
+    /// Adds the event of an entry.
+    pub fn add_event(&mut self, entry: &Entry) {
+        let seq = self.events.back().map_or(1, |last| last.seq + 1);
+        let (kind, object) = entry.op.event();
+        self.dirty.insert(event_key(seq));
+        self.events.push_back(EventRecord {
+            seq,
+            at: entry.at,
+            uid: entry.uid,
+            pid: entry.pid,
+            kind: kind.to_owned(),
+            object: object.to_owned(),
+            message: entry.message.clone(),
+        });
+        if self.events.len() > EVENTS_KEPT {
+            if let Some(old) = self.events.pop_front() {
+                self.dirty.insert(event_key(old.seq));
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn disk_named(&self, name: &str) -> Option<&DiskRecord> {
+        self.disks.get(self.names.get(name)?)
+    }
+
+    /// The snapshots of a disk, oldest first.
+    #[must_use]
+    pub fn snapshots_of(&self, disk: &DiskId) -> Vec<&SnapshotRecord> {
+        let mut found: Vec<_> = self.snapshots.values().filter(|s| s.disk == *disk).collect();
+        found.sort_by_key(|s| (s.tree, s.node));
+        found
+    }
+
+    #[must_use]
+    pub fn snapshot_named(&self, disk: &DiskId, name: &str) -> Option<&SnapshotRecord> {
+        self.snapshots.values().find(|s| s.disk == *disk && s.name == name)
+    }
+
+    /// The disks that were made from a snapshot and still exist.
+    #[must_use]
+    pub fn made_from(&self, snapshot: &SnapshotId) -> Vec<DiskId> {
+        let made = self.disks.values().filter(|d| d.origin.as_ref() == Some(snapshot));
+        made.map(|d| d.id.clone()).collect()
+    }
+
+    /// The records that changed since the last call, for a checkpoint.
+    ///
+    /// # Errors
+    /// A record cannot be encoded.
+    pub fn take_changes(&mut self) -> Result<Vec<(String, Option<Vec<u8>>)>> {
+        let first = self.events.front().map_or(0, |event| event.seq);
+        let mut changes = Vec::with_capacity(self.dirty.len());
+        for key in std::mem::take(&mut self.dirty) {
+            let (kind, id) = key.split_once('/').unwrap_or_default();
+            let value = match kind {
+                "disk" => self.disks.get(&DiskId::from(id)).map(encode).transpose()?,
+                "snapshot" => self.snapshots.get(&SnapshotId::from(id)).map(encode).transpose()?,
+                _ => {
+                    let seq: u64 = id.parse().unwrap_or(0);
+                    let at = seq.checked_sub(first).and_then(|at| usize::try_from(at).ok());
+                    at.and_then(|at| self.events.get(at)).map(encode).transpose()?
+                }
+            };
+            changes.push((key, value));
+        }
+        Ok(changes)
+    }
+}
+
+fn event_key(seq: u64) -> String {
+    format!("event/{seq:020}")
+}
+
+/// Encodes a record for the store or the journal.
+///
+/// # Errors
+/// It cannot be encoded, which is a fault of ours.
+pub fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(record).map_err(|e| Error::internal(format!("encode a record: {e}")))
+}
+
+/// Decodes a record.
+///
+/// # Errors
+/// `Corrupt`, naming the key.
+pub fn decode<'a, T: Deserialize<'a>>(key: &str, value: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(value)
+        .map_err(|e| Error::corrupt(format!("catalogue record {key}: {e}")))
+}

@@ -1,0 +1,189 @@
+//! The offline check: walks everything a stopped pool holds and compares its parts with each other.
+//!
+//! Invariants: the check changes nothing but what every start changes; repair rewrites the allocator's
+//! bitmaps from the map, and nothing else.
+//! Absent: repair of data or of the map; a damaged block has to come from a copy.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{Engine, Settings};
+use crate::error::{Error, Result};
+use crate::map::leaf::Leaf;
+use crate::map::tree::{Nodes, Tree};
+use crate::pool::crc32c;
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Epoch, LeafIndex, Pbn, TreeId};
+
+/// Findings listed of one kind; more are counted.
+const LISTED_MAX: usize = 100;
+
+/// What the check found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub leaves: u64,
+    pub blocks: u64,
+    /// Damage: one line each.
+    pub findings: Vec<String>,
+    pub findings_count: u64,
+    /// What was repaired.
+    pub repaired: Vec<String>,
+}
+
+impl Report {
+    fn found(&mut self, line: String) {
+        self.findings_count += 1;
+        if self.findings.len() < LISTED_MAX {
+            self.findings.push(line);
+        }
+    }
+}
+
+/// Who owns a block, as the map says.
+struct Owner {
+    tree: TreeId,
+    node: Epoch,
+    leaf: u64,
+    slot: usize,
+}
+
+/// Checks a pool that no daemon serves. Opening it replays its journal first, as a start does.
+///
+/// # Errors
+/// It cannot be opened at all; the error says why.
+pub fn check(mut settings: Settings, data: bool, repair: bool) -> Result<Report> {
+    settings.background = false;
+    if !settings.pool.exists() {
+        return Err(Error::not_found(format!("no pool in {}", settings.dir.display())));
+    }
+    let engine = Engine::open(settings)?;
+    let report = engine.check(data, repair)?;
+    engine.close()?;
+    Ok(report)
+}
+
+impl Engine {
+    /// Walks the map against the allocator, the counters and, with `data`, the blocks themselves.
+    ///
+    /// # Errors
+    /// The store or the pool file cannot be read.
+    pub fn check(&self, data: bool, repair: bool) -> Result<Report> {
+        self.checkpoint()?;
+        let mut report = Report::default();
+        let mut owners: HashMap<Pbn, Owner> = HashMap::new();
+        for tree in self.all_trees() {
+            self.walk_tree(&tree, &mut owners, &mut report)?;
+        }
+        self.compare_allocator(&owners, repair, &mut report)?;
+        for tree in self.all_trees() {
+            compare_counters(&tree, &owners, &mut report);
+        }
+        if data {
+            self.compare_data(&mut report)?;
+        }
+        Ok(report)
+    }
+
+    fn walk_tree(
+        &self,
+        tree: &Tree,
+        owners: &mut HashMap<Pbn, Owner>,
+        report: &mut Report,
+    ) -> Result<()> {
+        let nodes: Vec<(Epoch, _)> =
+            tree.nodes.lock().all.iter().map(|(epoch, node)| (*epoch, node.own.clone())).collect();
+        let meta = &self.shared.meta;
+        for (node, own) in nodes {
+            for leaf in tree.touched_leaves(meta, &own, 0, usize::MAX)? {
+                let Some((_, found)) = tree.newest(meta, LeafIndex(leaf), &own)? else { continue };
+                report.leaves += 1;
+                for (slot, pbn, birth, _) in found.data() {
+                    if !own.contains(birth) {
+                        continue;
+                    }
+                    report.blocks += 1;
+                    let owner = Owner { tree: tree.id, node, leaf, slot };
+                    if let Some(other) = owners.insert(pbn, owner) {
+                        report.found(format!(
+                            "pool block {pbn} is mapped twice: tree {} node {} leaf {} slot {} and tree {} node {node} leaf {leaf} slot {slot}",
+                            other.tree, other.node, other.leaf, other.slot, tree.id
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn compare_allocator(
+        &self,
+        owners: &HashMap<Pbn, Owner>,
+        repair: bool,
+        report: &mut Report,
+    ) -> Result<()> {
+        let (start, blocks) = self.shared.pool.with_allocator(|a| {
+            let per = u64::from(a.geometry().segment_blocks);
+            (a.geometry().start, u64::from(a.segment_count()) * per)
+        });
+        let (mut leaked, mut unmarked) = (0u64, 0u64);
+        for block in (start..start + blocks).map(Pbn) {
+            let used = self.shared.pool.with_allocator(|a| a.is_used(block));
+            match (used, owners.contains_key(&block)) {
+                (true, false) => leaked += 1,
+                (false, true) => unmarked += 1,
+                _ => {}
+            }
+        }
+        let beyond = owners.keys().filter(|pbn| !(start..start + blocks).contains(&pbn.0)).count();
+        if beyond > 0 {
+            report.found(format!("{beyond} mapped blocks lie outside the pool file"));
+        }
+        if leaked > 0 {
+            report.found(format!("{leaked} blocks are marked used and nothing maps them"));
+        }
+        if unmarked > 0 {
+            report.found(format!("{unmarked} mapped blocks are marked free"));
+        }
+        if repair && leaked + unmarked > 0 && beyond == 0 {
+            let used: Vec<Pbn> = owners.keys().copied().collect();
+            self.shared.pool.with_allocator(|a| a.rebuild(&used))?;
+            self.force_checkpoint()?;
+            report.repaired.push(format!("the allocator was rebuilt from {} blocks", used.len()));
+        }
+        Ok(())
+    }
+
+    /// Reads every block that some version of a leaf names.
+    fn compare_data(&self, report: &mut Report) -> Result<()> {
+        let mut block = vec![0u8; BLOCK_BYTES];
+        let file = &self.shared.pool.file;
+        self.shared.meta.for_each_version(|tree, index, epoch, leaf: &Leaf| {
+            for (slot, pbn, birth, crc) in leaf.data().filter(|(_, _, birth, _)| *birth == epoch) {
+                let damaged = file.read(pbn.offset(), &mut block).is_err() || crc32c(&block) != crc;
+                if damaged && self.shared.pool.with_allocator(|a| a.is_used(pbn)) {
+                    let offset = (index.first().0 + slot as u64) * BLOCK_SIZE;
+                    let holders = self.holders(&self.tree(tree), epoch).join(", ");
+                    report.found(format!(
+                        "pool block {pbn}, offset {offset}, written in epoch {birth}: not what was written; held by {holders}"
+                    ));
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+fn compare_counters(tree: &Tree, owners: &HashMap<Pbn, Owner>, report: &mut Report) {
+    let mut counted: BTreeMap<Epoch, u64> = BTreeMap::new();
+    for owner in owners.values().filter(|owner| owner.tree == tree.id) {
+        *counted.entry(owner.node).or_default() += 1;
+    }
+    let nodes: &Nodes = &tree.nodes.lock();
+    for (epoch, node) in &nodes.all {
+        let found = counted.get(epoch).copied().unwrap_or(0);
+        if found != node.live {
+            report.found(format!(
+                "tree {} node {epoch} counts {} blocks, the map has {found}",
+                tree.id, node.live
+            ));
+        }
+    }
+}

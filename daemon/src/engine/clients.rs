@@ -1,0 +1,183 @@
+//! Clients: who is connected to which export, and how to be alone with a disk.
+//!
+//! Invariants: whoever excludes clients from a disk sees none connected until the exclusion ends; a
+//! connection counts until its guard is dropped, that is until its last request is done.
+//! Absent: the connections themselves (`nbd/`).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::api::ClientInfo;
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{DiskId, SnapshotId};
+
+/// How long a disconnected client may take to end its last requests.
+const HANGUP_WAIT: Duration = Duration::from_secs(10);
+
+/// What a connection is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Subject {
+    Disk(DiskId),
+    Snapshot(SnapshotId),
+}
+
+/// Ends a connection from outside; the session sees its socket close.
+pub type Hangup = Box<dyn Fn() + Send>;
+
+struct Connected {
+    subject: Subject,
+    info: ClientInfo,
+    hangup: Hangup,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    connected: HashMap<u64, Connected>,
+    excluded: HashSet<Subject>,
+}
+
+/// All connections.
+#[derive(Default)]
+pub struct Clients {
+    state: Arc<(Mutex<State>, Condvar)>,
+}
+
+impl std::fmt::Debug for Clients {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Clients({})", self.state.0.lock().connected.len())
+    }
+}
+
+/// A connection in the list; leaves it when dropped.
+pub struct ClientGuard {
+    id: u64,
+    state: Arc<(Mutex<State>, Condvar)>,
+}
+
+impl std::fmt::Debug for ClientGuard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ClientGuard({})", self.id)
+    }
+}
+
+impl Drop for ClientGuard {
+    fn drop(&mut self) {
+        self.state.0.lock().connected.remove(&self.id);
+        self.state.1.notify_all();
+    }
+}
+
+/// While this lives, nobody connects to the subject.
+pub struct Exclusion {
+    subject: Subject,
+    state: Arc<(Mutex<State>, Condvar)>,
+    /// Who was disconnected.
+    pub ended: Vec<ClientInfo>,
+}
+
+impl Drop for Exclusion {
+    fn drop(&mut self) {
+        self.state.0.lock().excluded.remove(&self.subject);
+    }
+}
+
+impl Clients {
+    /// Adds a connection.
+    pub(super) fn add(
+        &self,
+        subject: Subject,
+        info: ClientInfo,
+        hangup: Hangup,
+    ) -> Result<ClientGuard> {
+        let mut state = self.state.0.lock();
+        if state.excluded.contains(&subject) {
+            return Err(Error::new(
+                ErrorKind::ShuttingDown,
+                format!("{} is being rolled back or deleted", info.export),
+            ));
+        }
+        state.next += 1;
+        let id = state.next;
+        state.connected.insert(id, Connected { subject, info, hangup });
+        Ok(ClientGuard { id, state: Arc::clone(&self.state) })
+    }
+
+    /// The clients of a disk or snapshot.
+    pub(super) fn of(&self, subject: &Subject) -> Vec<ClientInfo> {
+        let state = self.state.0.lock();
+        let mut found: Vec<_> = of(&state, subject).map(|(_, c)| c.info.clone()).collect();
+        found.sort_by_key(|info| info.connected_at);
+        found
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.state.0.lock().connected.len() as u64
+    }
+
+    /// Ends all connections; they answer what they have received.
+    pub(super) fn hang_up_all(&self) {
+        self.state.0.lock().connected.values().for_each(|connected| (connected.hangup)());
+    }
+
+    /// Keeps clients away from a disk; with `force` those connected are disconnected.
+    pub(super) fn exclude(&self, id: &DiskId, name: &str, force: bool) -> Result<Exclusion> {
+        self.exclude_subject(Subject::Disk(id.clone()), name, force)
+    }
+
+    /// Keeps clients away from a snapshot's export.
+    pub(super) fn exclude_snapshot(
+        &self,
+        id: &SnapshotId,
+        name: &str,
+        force: bool,
+    ) -> Result<Exclusion> {
+        self.exclude_subject(Subject::Snapshot(id.clone()), name, force)
+    }
+
+    fn exclude_subject(&self, subject: Subject, name: &str, force: bool) -> Result<Exclusion> {
+        let mut state = self.state.0.lock();
+        let holders: Vec<ClientInfo> = of(&state, &subject).map(|(_, c)| c.info.clone()).collect();
+        if !holders.is_empty() && !force {
+            let list: Vec<String> = holders.iter().map(describe).collect();
+            return Err(Error::new(
+                ErrorKind::InUse,
+                format!("{name} is in use by {}", list.join(", ")),
+            )
+            .hint("end these clients (unmount, disconnect), or use --force to disconnect them"));
+        }
+        state.excluded.insert(subject.clone());
+        // From here on dropping the exclusion lets clients in again.
+        let exclusion =
+            Exclusion { subject: subject.clone(), state: Arc::clone(&self.state), ended: holders };
+        for (_, connected) in of(&state, &subject) {
+            (connected.hangup)();
+        }
+        let deadline = Instant::now() + HANGUP_WAIT;
+        while of(&state, &subject).next().is_some() {
+            if self.state.1.wait_until(&mut state, deadline).timed_out() {
+                drop(state);
+                return Err(Error::new(
+                    ErrorKind::TimedOut,
+                    format!("clients of {name} did not end within 10 s of being disconnected"),
+                ));
+            }
+        }
+        drop(state);
+        Ok(exclusion)
+    }
+}
+
+fn of<'a>(state: &'a State, subject: &Subject) -> impl Iterator<Item = (&'a u64, &'a Connected)> {
+    state.connected.iter().filter(move |(_, connected)| connected.subject == *subject)
+}
+
+fn describe(info: &ClientInfo) -> String {
+    match info.pid {
+        Some(pid) => format!("{} (pid {pid}, export {})", info.peer, info.export),
+        None => format!("{} (export {})", info.peer, info.export),
+    }
+}

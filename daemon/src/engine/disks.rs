@@ -1,0 +1,336 @@
+//! Verbs of disks: create, delete, rename, resize, reinit, roll back, undo.
+//!
+//! Invariants: a verb that would change a disk under a client refuses and names the client, or with
+//! `force` disconnects it first and keeps others out until it is done; the state before a rollback or
+//! reinit stays as a snapshot.
+//! Absent: snapshots made on request (`snapshots.rs`).
+
+use super::api::{Actor, DiskChange, DiskInfo, DiskSpec, Rollback, Tags};
+use super::catalogue::{DiskRecord, Kind, Op, SnapshotRecord};
+use super::names::timed_name;
+use super::{Engine, now};
+use crate::disk::lane::Lane;
+use crate::disk::write::Op as DataOp;
+use crate::error::{Error, ErrorKind, Result};
+use crate::map::leaf::MAX_EPOCH;
+use crate::units::{BLOCK_SIZE, ByteRange, DiskId, Epoch, SnapshotId, TreeId};
+
+/// The largest disk: leaf numbers have 40 bits, which is far more; this keeps sums below 63 bits.
+pub const MAX_DISK_BYTES: u64 = 1 << 56;
+
+impl Engine {
+    /// Makes an empty disk, or one with the contents of a snapshot.
+    ///
+    /// # Errors
+    /// The name or size will not do, or the snapshot does not exist.
+    pub fn disk_create(&self, by: Actor, spec: DiskSpec) -> Result<DiskInfo> {
+        let _shape = self.shape.lock();
+        self.check_new_disk_name(&spec.name)?;
+        let origin = spec.from.as_ref().map(|id| self.snapshot_record(id)).transpose()?;
+        let size = disk_size(spec.size, origin.as_ref())?;
+        let (tree, parent) = match &origin {
+            Some(snapshot) => (snapshot.tree, Some(snapshot.node)),
+            None => (TreeId(self.catalogue.read().next_tree.max(1)), None),
+        };
+        let head = self.tree(tree).next_epoch()?;
+        let id = DiskId::random()?;
+        let message = match &spec.from {
+            Some(from) => format!("disk {} made from snapshot {from}", spec.name),
+            None => format!("disk {} made", spec.name),
+        };
+        let disk = DiskRecord {
+            id: id.clone(),
+            name: spec.name,
+            description: spec.description,
+            size,
+            created_at: now(),
+            read_only: false,
+            origin: spec.from,
+            tree,
+            head,
+            tags: spec.tags,
+        };
+        self.change(by, Op::DiskCreate { disk, parent }, message, None)?;
+        self.disk(&id)
+    }
+
+    /// Deletes a disk; its snapshots stay, except those kept for undo.
+    ///
+    /// # Errors
+    /// `InUse` when clients are connected and `force` is not given.
+    pub fn disk_delete(&self, by: Actor, id: &DiskId, force: bool) -> Result<()> {
+        let _shape = self.shape.lock();
+        let record = self.record(id)?;
+        let _alone = self.clients.exclude(id, &record.name, force)?;
+        let view = std::sync::Arc::clone(&self.live(id)?.view);
+        let message = format!("disk {} deleted", record.name);
+        self.change(by, Op::DiskDelete { id: id.clone() }, message, Some(&view))
+    }
+
+    /// Gives a disk another name; connected clients keep their connection.
+    ///
+    /// # Errors
+    /// The name will not do or is taken.
+    pub fn disk_rename(&self, by: Actor, id: &DiskId, name: &str) -> Result<DiskInfo> {
+        let _shape = self.shape.lock();
+        let mut disk = self.record(id)?;
+        if disk.name != name {
+            self.check_new_disk_name(name)?;
+            let message = format!("disk {} renamed to {name}", disk.name);
+            name.clone_into(&mut disk.name);
+            self.update_disk(by, disk, "disk.rename", message)?;
+        }
+        self.disk(id)
+    }
+
+    /// Changes the size of a disk. What a larger disk gains reads as zeros; what a smaller one loses is
+    /// gone from it, though not from its snapshots.
+    ///
+    /// # Errors
+    /// `Invalid` for a smaller size without `force`; `InUse` for one while clients are connected.
+    pub fn disk_resize(&self, by: Actor, id: &DiskId, size: u64, force: bool) -> Result<DiskInfo> {
+        let _shape = self.shape.lock();
+        let mut disk = self.record(id)?;
+        check_size(size)?;
+        if size < disk.size {
+            if !force {
+                return Err(Error::invalid(format!(
+                    "{} has {} bytes; {size} is smaller and would cut off its end",
+                    disk.name, disk.size
+                ))
+                .hint("shrink the file system first, then use --force"));
+            }
+            let _alone = self.clients.exclude(id, &disk.name, false)?;
+            self.trim_between(id, size, disk.size)?;
+        } else {
+            self.trim_between(id, disk.size, size)?;
+        }
+        let message = format!("disk {} resized from {} to {size} bytes", disk.name, disk.size);
+        disk.size = size;
+        self.update_disk(by, disk, "disk.resize", message)?;
+        self.disk(id)
+    }
+
+    /// Changes properties of a disk.
+    ///
+    /// # Errors
+    /// There is no such disk.
+    pub fn disk_change(&self, by: Actor, id: &DiskId, change: DiskChange) -> Result<DiskInfo> {
+        let _shape = self.shape.lock();
+        let mut disk = self.record(id)?;
+        if let Some(description) = change.description {
+            disk.description = description;
+        }
+        disk.read_only = change.read_only.unwrap_or(disk.read_only);
+        let message = format!("disk {} changed", disk.name);
+        self.update_disk(by, disk, "disk.set", message)?;
+        self.disk(id)
+    }
+
+    /// Sets and removes tags of a disk.
+    ///
+    /// # Errors
+    /// There is no such disk, or a tag will not do.
+    pub fn tag_disk(
+        &self,
+        by: Actor,
+        id: &DiskId,
+        set: &Tags,
+        remove: &[String],
+    ) -> Result<DiskInfo> {
+        let _shape = self.shape.lock();
+        let mut disk = self.record(id)?;
+        change_tags(&mut disk.tags, set, remove)?;
+        let message = format!("tags of disk {} changed", disk.name);
+        self.update_disk(by, disk, "disk.tag", message)?;
+        self.disk(id)
+    }
+
+    /// Returns a disk to one of its snapshots. Newer snapshots stay, and so does the state before.
+    ///
+    /// # Errors
+    /// `WrongState` when the snapshot is another disk's; `InUse` when clients are connected.
+    pub fn disk_rollback(
+        &self,
+        by: Actor,
+        id: &DiskId,
+        to: &SnapshotId,
+        force: bool,
+    ) -> Result<Rollback> {
+        let _shape = self.shape.lock();
+        let disk = self.record(id)?;
+        let snapshot = self.snapshot_record(to)?;
+        if snapshot.disk != *id {
+            return Err(Error::new(
+                ErrorKind::WrongState,
+                format!("{} is a snapshot of another disk, not of {}", snapshot.name, disk.name),
+            )
+            .hint(format!("make a disk of it: `rowctl disk create NAME --from {to}`")));
+        }
+        let message = format!("disk {} rolled back to {}", disk.name, snapshot.name);
+        self.switch(by, &disk, Some(&snapshot), "disk.rollback", message, force)
+    }
+
+    /// Returns a disk to the state before its last rollback or reinit. Doing it again returns once more.
+    ///
+    /// # Errors
+    /// `WrongState` when there is nothing to undo.
+    pub fn disk_undo(&self, by: Actor, id: &DiskId, force: bool) -> Result<Rollback> {
+        let _shape = self.shape.lock();
+        let disk = self.record(id)?;
+        let newest = {
+            let catalogue = self.catalogue.read();
+            let of_disk = catalogue.snapshots_of(id).into_iter();
+            of_disk.filter(|s| s.kind == Kind::Undo).max_by_key(|s| s.node).cloned()
+        };
+        let Some(snapshot) = newest else {
+            return Err(Error::new(
+                ErrorKind::WrongState,
+                format!("there is no rollback of {} to undo", disk.name),
+            )
+            .hint("the state before a rollback is kept for a limited time; see `undo_hours`"));
+        };
+        let message = format!("disk {} returned to {}", disk.name, snapshot.name);
+        self.switch(by, &disk, Some(&snapshot), "disk.undo", message, force)
+    }
+
+    /// Returns a disk to what it was when it was made: a snapshot's contents, or nothing.
+    ///
+    /// # Errors
+    /// `WrongState` when the snapshot it was made from is gone; `InUse` when clients are connected.
+    pub fn disk_reinit(&self, by: Actor, id: &DiskId, force: bool) -> Result<Rollback> {
+        let _shape = self.shape.lock();
+        let disk = self.record(id)?;
+        let origin = match &disk.origin {
+            None => None,
+            Some(origin) => Some(self.snapshot_record(origin).map_err(|_| {
+                Error::new(
+                    ErrorKind::WrongState,
+                    format!("{} was made from a snapshot that is deleted", disk.name),
+                )
+                .hint("its first contents are gone; roll it back to a snapshot of its own")
+            })?),
+        };
+        let message = format!("disk {} returned to its first contents", disk.name);
+        self.switch(by, &disk, origin.as_ref(), "disk.reinit", message, force)
+    }
+
+    /// Freezes the head as an undo snapshot and lets the disk go on below `target`, or empty.
+    fn switch(
+        &self,
+        by: Actor,
+        disk: &DiskRecord,
+        target: Option<&SnapshotRecord>,
+        kind: &str,
+        message: String,
+        force: bool,
+    ) -> Result<Rollback> {
+        let disconnected = self.clients.exclude(&disk.id, &disk.name, force)?;
+        let at = now();
+        let head = self.tree(disk.tree).next_epoch()?;
+        let word = if kind == "disk.reinit" { "before-reinit" } else { "before-rollback" };
+        let undo = SnapshotRecord {
+            id: SnapshotId::random()?,
+            name: timed_name(&self.catalogue.read(), &disk.id, word, at),
+            description: format!("{} as it was: {message}", disk.name),
+            disk: disk.id.clone(),
+            size: disk.size,
+            created_at: at,
+            kind: Kind::Undo,
+            expires_at: Some(at + self.settings.undo_kept.as_secs()),
+            tree: disk.tree,
+            node: disk.head,
+            tags: Tags::new(),
+        };
+        let size = target.map_or(disk.size, |target| target.size.max(disk.size));
+        let result = Rollback {
+            undo: undo.id.clone(),
+            undo_name: undo.name.clone(),
+            to: target.map_or_else(|| undo.id.clone(), |target| target.id.clone()),
+            disconnected: disconnected.ended.clone(),
+            grown_since: target.is_some_and(|target| target.size < size),
+        };
+        let op = Op::Rollback {
+            disk: disk.id.clone(),
+            head,
+            parent: target.map(|target| target.node),
+            size,
+            undo,
+            kind: kind.to_owned(),
+        };
+        let view = std::sync::Arc::clone(&self.live(&disk.id)?.view);
+        self.change(by, op, message, Some(&view))?;
+        Ok(result)
+    }
+
+    fn update_disk(&self, by: Actor, disk: DiskRecord, kind: &str, message: String) -> Result<()> {
+        self.change(by, Op::DiskUpdate { disk, kind: kind.to_owned() }, message, None)
+    }
+
+    fn trim_between(&self, id: &DiskId, start: u64, end: u64) -> Result<()> {
+        let mut results = Vec::new();
+        let range = ByteRange { start, end };
+        Lane::new(&self.live(id)?).submit(&[DataOp::Trim { range }], &mut results);
+        results.pop().unwrap_or(Ok(()))
+    }
+}
+
+fn disk_size(asked: Option<u64>, origin: Option<&SnapshotRecord>) -> Result<u64> {
+    let size = match (asked, origin) {
+        (Some(size), Some(origin)) if size < origin.size => {
+            return Err(Error::invalid(format!(
+                "{size} bytes are fewer than the {} of snapshot {}",
+                origin.size, origin.name
+            ))
+            .hint("leave --size out, or give a larger one"));
+        }
+        (Some(size), _) => size,
+        (None, Some(origin)) => origin.size,
+        (None, None) => return Err(Error::invalid("an empty disk needs a size")),
+    };
+    check_size(size).map(|()| size)
+}
+
+fn check_size(size: u64) -> Result<()> {
+    if size == 0 || !size.is_multiple_of(BLOCK_SIZE) {
+        return Err(Error::invalid(format!("a disk of {size} bytes: not a multiple of 4096"))
+            .hint(format!("{} would do", size.max(1).next_multiple_of(BLOCK_SIZE))));
+    }
+    if size > MAX_DISK_BYTES {
+        return Err(Error::invalid(format!("a disk of {size} bytes: at most {MAX_DISK_BYTES}")));
+    }
+    Ok(())
+}
+
+/// Tags per object, so that records stay small.
+const TAGS_MAX: usize = 64;
+/// Characters of a key or a value.
+const TAG_CHARACTERS_MAX: usize = 128;
+
+/// Sets and removes tags, checking them.
+pub(super) fn change_tags(tags: &mut Tags, set: &Tags, remove: &[String]) -> Result<()> {
+    check_tags(set)?;
+    for key in remove {
+        tags.remove(key);
+    }
+    tags.extend(set.iter().map(|(key, value)| (key.clone(), value.clone())));
+    if tags.len() > TAGS_MAX {
+        return Err(Error::new(ErrorKind::Quota, format!("more than {TAGS_MAX} tags")));
+    }
+    Ok(())
+}
+
+/// Checks the tags of a new object.
+pub(super) fn check_tags(tags: &Tags) -> Result<()> {
+    for (key, value) in tags {
+        let fits = |text: &str| text.chars().count() <= TAG_CHARACTERS_MAX;
+        if key.is_empty() || !fits(key) || !fits(value) {
+            return Err(Error::invalid(format!("the tag {key:?}={value:?}"))
+                .hint("a key has 1 to 128 characters, a value at most 128"));
+        }
+    }
+    Ok(())
+}
+
+/// Epochs end long before this is reached; see [`MAX_EPOCH`].
+const _: () = assert!(MAX_EPOCH >= Epoch(1 << 20).0, "a tree has at least a million epochs");

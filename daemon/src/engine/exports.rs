@@ -1,0 +1,161 @@
+//! Exports: which names clients may open, and what opening one gives.
+//!
+//! Invariants: an open export is in the list of clients until its target is dropped; a snapshot opened by
+//! several clients is opened once.
+//! Absent: the protocol (`nbd/`).
+
+use std::sync::Arc;
+
+use super::api::ClientInfo;
+use super::catalogue::{DiskRecord, SnapshotRecord};
+use super::clients::{ClientGuard, Hangup, Subject};
+use super::{Engine, now};
+use crate::disk::{Disk, Extent, Witness};
+use crate::error::{Error, ErrorKind, Result};
+use crate::map::view::View;
+use crate::units::ByteRange;
+
+/// An export as one connection holds it.
+#[derive(Debug)]
+pub struct Target {
+    pub disk: Arc<Disk>,
+    engine: Arc<Engine>,
+    subject: Subject,
+    _listed: ClientGuard,
+}
+
+/// What a name means.
+#[derive(Clone, Debug)]
+pub struct ExportRecord {
+    /// `disk` or `disk@snapshot`.
+    pub name: String,
+    pub description: String,
+    pub size: u64,
+    pub read_only: bool,
+    subject: Subject,
+}
+
+impl Engine {
+    /// Ends all connections, at shutdown.
+    pub fn hang_up_all(&self) {
+        self.clients.hang_up_all();
+    }
+
+    /// All disks, by name.
+    #[must_use]
+    pub fn exports(&self) -> Vec<ExportRecord> {
+        let catalogue = self.catalogue.read();
+        let mut found: Vec<_> = catalogue.disks.values().map(of_disk).collect();
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found
+    }
+
+    /// What an export name means.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn export(&self, name: &str) -> Result<ExportRecord> {
+        if name.contains('@') {
+            let snapshot = self.snapshot_record(&self.find_snapshot(name)?)?;
+            return Ok(self.of_snapshot(&snapshot));
+        }
+        Ok(of_disk(&self.record(&self.find_disk(name)?)?))
+    }
+
+    /// The names of the snapshots that changes of an export can be told against.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn dirty_bases(&self, name: &str) -> Result<Vec<String>> {
+        let disk = match self.export(name)?.subject {
+            Subject::Disk(id) => id,
+            Subject::Snapshot(id) => self.snapshot_record(&id)?.disk,
+        };
+        let catalogue = self.catalogue.read();
+        Ok(catalogue.snapshots_of(&disk).into_iter().map(|s| s.name.clone()).collect())
+    }
+
+    /// Opens an export for a client. `hangup` ends the connection from outside.
+    ///
+    /// # Errors
+    /// `NotFound`; `ShuttingDown` while the disk is rolled back or deleted.
+    pub fn open_export(
+        self: &Arc<Self>,
+        name: &str,
+        peer: &str,
+        pid: Option<i32>,
+        hangup: Hangup,
+    ) -> Result<Target> {
+        let export = self.export(name)?;
+        let info =
+            ClientInfo { export: export.name, pid, peer: peer.to_owned(), connected_at: now() };
+        // Listed first: from here on nobody changes the disk under us.
+        let listed = self.clients.add(export.subject.clone(), info, hangup)?;
+        let disk = match &export.subject {
+            Subject::Disk(id) => self.live(id)?,
+            Subject::Snapshot(id) => self.open_snapshot(&self.snapshot_record(id)?),
+        };
+        let engine = Arc::clone(self);
+        Ok(Target { disk, engine, subject: export.subject, _listed: listed })
+    }
+
+    /// A snapshot as a read-only disk.
+    pub(super) fn open_snapshot(&self, snapshot: &SnapshotRecord) -> Arc<Disk> {
+        let mut opened = self.opened.lock();
+        opened.retain(|_, disk| disk.strong_count() > 0);
+        if let Some(disk) = opened.get(&snapshot.id).and_then(std::sync::Weak::upgrade) {
+            return disk;
+        }
+        let tree = self.tree(snapshot.tree);
+        let view = View::new(&tree, &self.shared.budget, snapshot.node, false);
+        let witness = Arc::clone(&self.corrupt) as Arc<dyn Witness>;
+        let label = self.of_snapshot(snapshot).name;
+        let disk = Disk::new(label, snapshot.size, view, Arc::clone(&self.shared), witness);
+        opened.insert(snapshot.id.clone(), Arc::downgrade(&disk));
+        disk
+    }
+
+    fn of_snapshot(&self, snapshot: &SnapshotRecord) -> ExportRecord {
+        let catalogue = self.catalogue.read();
+        let disk = catalogue.disks.get(&snapshot.disk);
+        let disk = disk.map_or_else(|| snapshot.disk.to_string(), |disk| disk.name.clone());
+        ExportRecord {
+            name: format!("{disk}@{}", snapshot.name),
+            description: snapshot.description.clone(),
+            size: snapshot.size,
+            read_only: true,
+            subject: Subject::Snapshot(snapshot.id.clone()),
+        }
+    }
+}
+
+fn of_disk(disk: &DiskRecord) -> ExportRecord {
+    ExportRecord {
+        name: disk.name.clone(),
+        description: disk.description.clone(),
+        size: disk.size,
+        read_only: disk.read_only,
+        subject: Subject::Disk(disk.id.clone()),
+    }
+}
+
+impl Target {
+    /// The stretches of a range that changed (`stored`) or did not since the snapshot `base` of the
+    /// same disk; as [`Disk::extents`].
+    ///
+    /// # Errors
+    /// `NotFound` when the snapshot has been deleted meanwhile.
+    pub fn changed_since(&self, base: &str, range: ByteRange, limit: usize) -> Result<Vec<Extent>> {
+        let disk = match &self.subject {
+            Subject::Disk(id) => id.clone(),
+            Subject::Snapshot(id) => self.engine.snapshot_record(id)?.disk,
+        };
+        let base = {
+            let catalogue = self.engine.catalogue.read();
+            let found = catalogue.snapshot_named(&disk, base).cloned();
+            found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no snapshot {base}")))?
+        };
+        let base = self.engine.open_snapshot(&base);
+        super::diff::extents(&base, &self.disk, range, limit)
+    }
+}

@@ -1,0 +1,305 @@
+//! The engine: owner of the pool, the map and the catalogue; the only writer of the catalogue.
+//!
+//! Invariants: each change of the catalogue is one journal record, made durable before the caller gets
+//! its answer; changes of the shape of trees happen one at a time; what a record does is done by
+//! [`Engine::apply`], live and at replay alike.
+//! Absent: protocols. `nbd/` opens disks here, `control/` calls the verbs.
+
+pub mod api;
+mod background;
+pub mod catalogue;
+pub mod check;
+mod checkpoint;
+mod clients;
+mod diff;
+mod disks;
+mod exports;
+mod info;
+mod jobs;
+mod names;
+mod recovery;
+mod scrub;
+mod snapshots;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::disk::{Disk, Witness};
+use crate::error::{Error, Result};
+use crate::faults;
+use crate::map::tree::Tree;
+use crate::map::view::{Shared, Signal, State, View};
+use crate::pool::journal::Kind;
+use crate::units::{DiskId, Lba, Pbn, SnapshotId, TreeId};
+use api::{Actor, ScrubReport};
+use catalogue::{Catalogue, DiskRecord, Entry, Op, SnapshotRecord};
+pub use clients::{ClientGuard, Hangup};
+pub use exports::Target;
+
+/// What the engine needs to know from the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Holds `pool` (unless that is elsewhere) and `map/`.
+    pub dir: PathBuf,
+    /// The pool file or block device.
+    pub pool: PathBuf,
+    pub segment_bytes: u64,
+    pub journal_bytes: u64,
+    /// Bytes of data the pool may grow to; for a new pool only.
+    pub max_bytes: u64,
+    /// Bytes left free on the host's file system.
+    pub host_reserve: u64,
+    /// Memory for cached leaves.
+    pub map_cache: usize,
+    pub quota_manual: usize,
+    pub quota_auto: usize,
+    /// How long the state before a rollback is kept.
+    pub undo_kept: Duration,
+    /// The longest time that acknowledged writes stay without a flush.
+    pub flush_every: Duration,
+    pub checkpoint_every: Duration,
+    /// Bytes per second a scrub reads unless told otherwise.
+    pub scrub_rate: u64,
+    /// Whether background threads run; tests drive the work themselves.
+    pub background: bool,
+}
+
+/// The engine.
+#[derive(Debug)]
+pub struct Engine {
+    settings: Settings,
+    shared: Arc<Shared>,
+    catalogue: RwLock<Catalogue>,
+    trees: RwLock<BTreeMap<TreeId, Arc<Tree>>>,
+    disks: RwLock<HashMap<DiskId, Arc<Disk>>>,
+    /// Snapshots opened as exports.
+    opened: Mutex<HashMap<SnapshotId, Weak<Disk>>>,
+    /// Held by whoever changes the shape of trees.
+    shape: Mutex<()>,
+    checkpointing: Mutex<()>,
+    clients: clients::Clients,
+    jobs: jobs::Jobs,
+    corrupt: Arc<CorruptBlocks>,
+    reclaim_wanted: Signal,
+    new_event: (Mutex<()>, Condvar),
+    last_scrub: Mutex<Option<ScrubReport>>,
+    recovery: Recovery,
+    stopping: Signal,
+    closing: AtomicBool,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the last start had to do.
+#[derive(Clone, Copy, Debug, Default)]
+struct Recovery {
+    seconds: f64,
+    records: u64,
+}
+
+/// Blocks that failed their checksum since the start, and those not yet told as events.
+#[derive(Debug, Default)]
+struct CorruptBlocks {
+    count: AtomicU64,
+    untold: Mutex<Vec<(String, Lba, Pbn)>>,
+}
+
+/// More corrupt blocks than this wait for their event; the count goes on.
+const UNTOLD_MAX: usize = 1000;
+
+impl Witness for CorruptBlocks {
+    fn corrupt_block(&self, disk: &str, lba: Lba, pbn: Pbn) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(disk, %lba, %pbn, "a block is not what was written");
+        let mut untold = self.untold.lock();
+        let found = (disk.to_owned(), lba, pbn);
+        if untold.len() < UNTOLD_MAX && !untold.contains(&found) {
+            untold.push(found);
+        }
+    }
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Engine {
+    /// What was configured.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Makes every acknowledged write durable, writes a last checkpoint and ends background work.
+    ///
+    /// # Errors
+    /// The pool has stopped.
+    pub fn close(&self) -> Result<()> {
+        self.closing.store(true, Ordering::SeqCst);
+        self.stopping.raise();
+        self.reclaim_wanted.raise();
+        self.shared.checkpoint_wanted.raise();
+        self.jobs.cancel_all();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            if thread.join().is_err() {
+                self.shared.pool.file.stop("a background thread panicked");
+            }
+        }
+        self.checkpoint()
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
+    /// Appends a change to the journal, applies it and makes it durable. The caller holds `shape`.
+    fn change(&self, by: Actor, op: Op, message: String, head: Option<&Arc<View>>) -> Result<()> {
+        let entry = Entry { at: now(), uid: by.uid, pid: by.pid, op, message };
+        let body = catalogue::encode(&entry)?;
+        {
+            let _room = self.shared.reserve(body.len())?;
+            let _whole = self.shared.barrier.read();
+            let mut state = head.map(|view| view.lock());
+            self.shared.pool.append(Kind::Catalogue, &body)?;
+            self.apply(&entry, state.as_deref_mut())
+                .inspect_err(|e| self.shared.pool.file.stop(e.message()))?;
+        }
+        match entry.op {
+            Op::SnapshotCreate { .. } => faults::fail_point("snapshot.journaled"),
+            Op::Rollback { .. } => faults::fail_point("rollback.journaled"),
+            _ => {}
+        }
+        self.shared.pool.sync()?;
+        self.new_event.1.notify_all();
+        Ok(())
+    }
+
+    /// Does what an entry says. `head` is the locked state of the disk's present view where it has one.
+    fn apply(&self, entry: &Entry, head: Option<&mut State>) -> Result<()> {
+        let mut catalogue = self.catalogue.write();
+        catalogue.add_event(entry);
+        match entry.op.clone() {
+            Op::DiskCreate { disk, parent } => {
+                let tree = self.tree(disk.tree);
+                tree.add(disk.head, parent);
+                self.go_live(&disk, &tree);
+                catalogue.put_disk(disk);
+            }
+            Op::DiskUpdate { disk, .. } => {
+                if let Some(live) = self.disks.read().get(&disk.id) {
+                    live.set_size(disk.size);
+                    live.set_read_only(disk.read_only);
+                }
+                catalogue.put_disk(disk);
+            }
+            Op::DiskDelete { id } => self.apply_disk_delete(&mut catalogue, &id, head)?,
+            Op::SnapshotCreate { snapshot, head: next } => {
+                let mut disk = known(catalogue.disks.get(&snapshot.disk).cloned())?;
+                let view = Arc::clone(&known(self.disks.read().get(&disk.id))?.view);
+                view.advance(known(head)?, next);
+                disk.head = next;
+                catalogue.put_disk(disk);
+                catalogue.put_snapshot(snapshot);
+            }
+            Op::SnapshotUpdate { snapshot, .. } => catalogue.put_snapshot(snapshot),
+            Op::SnapshotDelete { id, .. } => {
+                let snapshot = known(catalogue.remove_snapshot(&id))?;
+                self.tree(snapshot.tree).release(snapshot.node);
+                self.reclaim_wanted.raise();
+            }
+            Op::Rollback { disk, head: next, parent, size, undo, .. } => {
+                let mut disk = known(catalogue.disks.get(&disk).cloned())?;
+                let old = Arc::clone(&known(self.disks.read().get(&disk.id))?.view);
+                old.close(known(head)?);
+                let tree = self.tree(disk.tree);
+                tree.add(next, parent);
+                disk.head = next;
+                disk.size = size;
+                self.go_live(&disk, &tree);
+                catalogue.put_disk(disk);
+                catalogue.put_snapshot(undo);
+            }
+            Op::Note { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn apply_disk_delete(
+        &self,
+        catalogue: &mut Catalogue,
+        id: &DiskId,
+        head: Option<&mut State>,
+    ) -> Result<()> {
+        let disk = known(catalogue.remove_disk(id))?;
+        let live = known(self.disks.write().remove(id))?;
+        live.view.close(known(head)?);
+        let tree = self.tree(disk.tree);
+        tree.release(disk.head);
+        let undo: Vec<SnapshotRecord> = catalogue
+            .snapshots_of(id)
+            .into_iter()
+            .filter(|s| s.kind == catalogue::Kind::Undo)
+            .cloned()
+            .collect();
+        for snapshot in undo {
+            catalogue.remove_snapshot(&snapshot.id);
+            tree.release(snapshot.node);
+        }
+        self.reclaim_wanted.raise();
+        Ok(())
+    }
+
+    /// Makes a disk's head usable.
+    fn go_live(&self, disk: &DiskRecord, tree: &Arc<Tree>) {
+        let view = View::new(tree, &self.shared.budget, disk.head, true);
+        let witness = Arc::clone(&self.corrupt) as Arc<dyn Witness>;
+        let shared = Arc::clone(&self.shared);
+        let live = Disk::new(disk.name.clone(), disk.size, view, shared, witness);
+        live.set_read_only(disk.read_only);
+        self.disks.write().insert(disk.id.clone(), live);
+    }
+
+    /// The tree of this id, made if it does not exist yet.
+    fn tree(&self, id: TreeId) -> Arc<Tree> {
+        Arc::clone(self.trees.write().entry(id).or_insert_with(|| Tree::new(id)))
+    }
+
+    fn all_trees(&self) -> Vec<Arc<Tree>> {
+        self.trees.read().values().cloned().collect()
+    }
+
+    fn live(&self, id: &DiskId) -> Result<Arc<Disk>> {
+        let found = self.disks.read().get(id).cloned();
+        found.ok_or_else(|| Error::not_found(format!("no disk {id}")))
+    }
+
+    fn record(&self, id: &DiskId) -> Result<DiskRecord> {
+        let found = self.catalogue.read().disks.get(id).cloned();
+        found
+            .ok_or_else(|| Error::not_found(format!("no disk {id}")).hint("see `rowctl disk list`"))
+    }
+
+    fn snapshot_record(&self, id: &SnapshotId) -> Result<SnapshotRecord> {
+        let found = self.catalogue.read().snapshots.get(id).cloned();
+        found.ok_or_else(|| {
+            Error::not_found(format!("no snapshot {id}")).hint("see `rowctl snapshot list`")
+        })
+    }
+}
+
+/// A record names something that must exist.
+fn known<T>(found: Option<T>) -> Result<T> {
+    found.ok_or_else(|| Error::corrupt("a catalogue record names what does not exist"))
+}

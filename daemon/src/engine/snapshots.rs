@@ -1,0 +1,183 @@
+//! Verbs of snapshots: create, delete, change.
+//!
+//! Invariants: a snapshot is one record, appended while the disk's view is locked: exactly the writes
+//! before it are in it; manual snapshots go only when somebody deletes them.
+//! Absent: freezing of file systems, copies, policies.
+
+use std::sync::Arc;
+
+use super::api::{Actor, SnapshotChange, SnapshotInfo, SnapshotSpec, Tags};
+use super::catalogue::{Kind, Op, SnapshotRecord};
+use super::disks::{change_tags, check_tags};
+use super::names::{check_manual_name, timed_name};
+use super::{Engine, now};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{DiskId, SnapshotId};
+
+impl Engine {
+    /// Keeps the state of a disk at one instant between the call and the return.
+    ///
+    /// # Errors
+    /// The name will not do, or the quota is reached.
+    pub fn snapshot_create(&self, by: Actor, spec: SnapshotSpec) -> Result<SnapshotInfo> {
+        check_tags(&spec.tags)?;
+        let _shape = self.shape.lock();
+        let disk = self.record(&spec.disk)?;
+        let at = now();
+        let name = self.new_snapshot_name(&disk.id, spec.name, at)?;
+        self.check_quota(&disk.id, &disk.name)?;
+        let head = self.tree(disk.tree).next_epoch()?;
+        let snapshot = SnapshotRecord {
+            id: SnapshotId::random()?,
+            name,
+            description: spec.description,
+            disk: disk.id.clone(),
+            size: disk.size,
+            created_at: at,
+            kind: Kind::Manual,
+            expires_at: None,
+            tree: disk.tree,
+            node: disk.head,
+            tags: spec.tags,
+        };
+        let id = snapshot.id.clone();
+        let message = format!("snapshot {}@{} made", disk.name, snapshot.name);
+        let view = Arc::clone(&self.live(&disk.id)?.view);
+        self.change(by, Op::SnapshotCreate { snapshot, head }, message, Some(&view))?;
+        self.snapshot(&id)
+    }
+
+    /// Deletes a snapshot; its blocks are freed in the background. Returns how many bytes that will be.
+    ///
+    /// # Errors
+    /// `InUse` when disks were made from it or it is open as an export, and `force` is not given.
+    pub fn snapshot_delete(&self, by: Actor, id: &SnapshotId, force: bool) -> Result<u64> {
+        let _shape = self.shape.lock();
+        let snapshot = self.snapshot_record(id)?;
+        let made = self.catalogue.read().made_from(id);
+        if !made.is_empty() && !force {
+            let made: Vec<String> = made.iter().map(|id| self.disk_name(id)).collect();
+            return Err(Error::new(
+                ErrorKind::InUse,
+                format!("{} was made from {}", made.join(", "), snapshot.name),
+            )
+            .hint("use --force; these disks stay whole, but can no longer be reinitialised"));
+        }
+        let _alone = self.clients.exclude_snapshot(id, &snapshot.name, force)?;
+        let freed = self.exclusive_bytes(snapshot.tree, snapshot.node)?;
+        let message = format!("snapshot {} deleted", self.snapshot_label(&snapshot));
+        let kind = "snapshot.delete".to_owned();
+        self.change(by, Op::SnapshotDelete { id: id.clone(), kind }, message, None)?;
+        self.opened.lock().remove(id);
+        Ok(freed)
+    }
+
+    /// Changes name or description of a snapshot.
+    ///
+    /// # Errors
+    /// The name will not do or is taken.
+    pub fn snapshot_change(
+        &self,
+        by: Actor,
+        id: &SnapshotId,
+        change: SnapshotChange,
+    ) -> Result<SnapshotInfo> {
+        let _shape = self.shape.lock();
+        let mut snapshot = self.snapshot_record(id)?;
+        if let Some(name) = change.name.filter(|name| *name != snapshot.name) {
+            snapshot.name = self.new_snapshot_name(&snapshot.disk, Some(name), 0)?;
+        }
+        if let Some(description) = change.description {
+            snapshot.description = description;
+        }
+        self.update_snapshot(by, snapshot, "snapshot.set")
+    }
+
+    /// Sets and removes tags of a snapshot.
+    ///
+    /// # Errors
+    /// There is no such snapshot, or a tag will not do.
+    pub fn tag_snapshot(
+        &self,
+        by: Actor,
+        id: &SnapshotId,
+        set: &Tags,
+        remove: &[String],
+    ) -> Result<SnapshotInfo> {
+        let _shape = self.shape.lock();
+        let mut snapshot = self.snapshot_record(id)?;
+        change_tags(&mut snapshot.tags, set, remove)?;
+        self.update_snapshot(by, snapshot, "snapshot.tag")
+    }
+
+    /// Deletes snapshots whose time is over. Background work.
+    pub(super) fn expire(&self) -> Result<()> {
+        let at = now();
+        let due: Vec<SnapshotRecord> = {
+            let catalogue = self.catalogue.read();
+            let due = |s: &&SnapshotRecord| s.expires_at.is_some_and(|end| end <= at);
+            catalogue.snapshots.values().filter(due).cloned().collect()
+        };
+        for snapshot in due {
+            let _shape = self.shape.lock();
+            if self.clients.exclude_snapshot(&snapshot.id, &snapshot.name, false).is_err() {
+                // Somebody reads it: the next round comes.
+                continue;
+            }
+            let message = format!("snapshot {} expired", self.snapshot_label(&snapshot));
+            let kind = "snapshot.expire".to_owned();
+            let op = Op::SnapshotDelete { id: snapshot.id, kind };
+            self.change(Actor::DAEMON, op, message, None)?;
+        }
+        Ok(())
+    }
+
+    fn update_snapshot(
+        &self,
+        by: Actor,
+        snapshot: SnapshotRecord,
+        kind: &str,
+    ) -> Result<SnapshotInfo> {
+        let (id, label) = (snapshot.id.clone(), self.snapshot_label(&snapshot));
+        let op = Op::SnapshotUpdate { snapshot, kind: kind.to_owned() };
+        self.change(by, op, format!("snapshot {label} changed"), None)?;
+        self.snapshot(&id)
+    }
+
+    fn new_snapshot_name(&self, disk: &DiskId, name: Option<String>, at: u64) -> Result<String> {
+        let catalogue = self.catalogue.read();
+        let Some(name) = name else { return Ok(timed_name(&catalogue, disk, "snap", at)) };
+        check_manual_name(&name)?;
+        if catalogue.snapshot_named(disk, &name).is_some() {
+            return Err(Error::new(
+                ErrorKind::Exists,
+                format!("the disk has a snapshot {name:?} already"),
+            )
+            .hint("choose another name, or leave it out to get one from the time"));
+        }
+        Ok(name)
+    }
+
+    fn check_quota(&self, disk: &DiskId, name: &str) -> Result<()> {
+        let catalogue = self.catalogue.read();
+        let manual = catalogue.snapshots_of(disk).iter().filter(|s| s.kind == Kind::Manual).count();
+        let quota = self.settings.quota_manual;
+        if manual < quota {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Quota,
+            format!("{name} has {manual} manual snapshots, the quota is {quota}"),
+        )
+        .hint("delete some (`rowctl snapshot list`), or raise `manual_snapshots` in rowd.toml"))
+    }
+
+    fn snapshot_label(&self, snapshot: &SnapshotRecord) -> String {
+        format!("{}@{}", self.disk_name(&snapshot.disk), snapshot.name)
+    }
+
+    fn disk_name(&self, id: &DiskId) -> String {
+        let catalogue = self.catalogue.read();
+        catalogue.disks.get(id).map_or_else(|| id.to_string(), |disk| disk.name.clone())
+    }
+}

@@ -1,0 +1,103 @@
+//! Fail points and seeded faults: where the crash tests kill the daemon, and which guards they remove.
+//!
+//! Invariants: without the cargo feature `faults` every function here is a constant and compiles to
+//! nothing. A fail point ends the process as `kill -9` does. A seeded fault removes one guard of section
+//! "Hazards" in ARCHITECTURE.md, and the suite has to notice.
+//! Absent: error injection at the system calls; the tests do that from outside.
+
+/// Every fail point, in the order in which a pool meets them.
+pub const FAIL_POINTS: &[&str] = &[
+    "write.staged",
+    "write.journaled",
+    "flush.synced",
+    "snapshot.journaled",
+    "rollback.journaled",
+    "reclaim.step",
+    "checkpoint.cut",
+    "checkpoint.written",
+    "checkpoint.superblock",
+    "recovery.replayed",
+    "recovery.opened",
+    "grow.allocated",
+];
+
+/// Every seeded fault: the hazard and the guard it removes.
+pub const SEEDED_FAULTS: &[&str] = &[
+    "h1-replay-skips-data-check",
+    "h1-flush-skips-sync",
+    "h2-reuse-before-durable",
+    "h2-reuse-under-reader",
+    "h3-ignore-older-map",
+    "h4-map-before-data",
+    "h5-no-recheck-of-merged-block",
+    "h6-flush-own-connection-only",
+    "h7-reclaim-forgets-cursor",
+    "h8-reply-with-last-cookie",
+    "h9-retry-after-failed-sync",
+    "h10-directory-not-synced",
+];
+
+#[cfg(feature = "faults")]
+mod enabled {
+    use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+    use std::sync::{Once, OnceLock};
+
+    static SEEDED: AtomicUsize = AtomicUsize::new(usize::MAX);
+    static FROM_ENV: Once = Once::new();
+    static POINT: OnceLock<Option<(String, AtomicI64)>> = OnceLock::new();
+
+    /// Removes a guard in this process, by its name in [`super::SEEDED_FAULTS`]; `None` restores all.
+    pub fn seed(name: Option<&str>) {
+        FROM_ENV.call_once(|| {});
+        let index = name.map_or(usize::MAX, |name| {
+            super::SEEDED_FAULTS
+                .iter()
+                .position(|n| *n == name)
+                .unwrap_or_else(|| panic!("no seeded fault is called {name}"))
+        });
+        SEEDED.store(index, Ordering::SeqCst);
+    }
+
+    /// Whether the guard of this name is removed. `ROWD_SEEDED_FAULT` seeds a daemon from outside.
+    #[must_use]
+    pub fn seeded(name: &str) -> bool {
+        FROM_ENV.call_once(|| {
+            if let Ok(name) = std::env::var("ROWD_SEEDED_FAULT") {
+                let index = super::SEEDED_FAULTS.iter().position(|n| *n == name);
+                SEEDED.store(index.expect("ROWD_SEEDED_FAULT names a fault"), Ordering::SeqCst);
+            }
+        });
+        super::SEEDED_FAULTS.get(SEEDED.load(Ordering::Relaxed)).is_some_and(|n| *n == name)
+    }
+
+    /// Ends the process here when `ROWD_FAIL_POINT=NAME:N` says so and this is the Nth passage.
+    pub fn fail_point(name: &str) {
+        let point = POINT.get_or_init(|| {
+            let text = std::env::var("ROWD_FAIL_POINT").ok()?;
+            let (name, count) = text.split_once(':').expect("ROWD_FAIL_POINT is NAME:N");
+            assert!(super::FAIL_POINTS.contains(&name), "no fail point is called {name}");
+            Some((name.to_owned(), AtomicI64::new(count.parse().expect("N is a number"))))
+        });
+        let Some((wanted, left)) = point else { return };
+        if wanted == name && left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let _gone =
+                nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+#[cfg(feature = "faults")]
+pub use enabled::{fail_point, seed, seeded};
+
+/// Whether a guard is removed: never, in a build without faults.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+#[must_use]
+pub const fn seeded(_name: &str) -> bool {
+    false
+}
+
+/// A place where the crash tests may end the process: nothing, in a build without faults.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+pub const fn fail_point(_name: &str) {}

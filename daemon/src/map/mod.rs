@@ -1,0 +1,12 @@
+//! The map: from blocks of disks and snapshots to blocks of the pool.
+//!
+//! Invariants: the map knows neither requests nor names; it is changed only by records of the journal.
+//! Absent: data I/O (`pool/`), bytes on disk of RocksDB (`meta/`), who may do what (`engine/`).
+
+mod apply;
+pub mod leaf;
+pub mod lineage;
+pub mod reclaim;
+pub mod record;
+pub mod tree;
+pub mod view;

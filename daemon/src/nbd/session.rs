@@ -1,0 +1,227 @@
+//! The transmission phase of one connection: receive many requests, do them, send many replies.
+//!
+//! Invariants: every request that was received whole is answered once, under its own cookie (hazard H8),
+//! `DISC` and the end of the stream included; replies of one receive leave in as few sends as fit; no
+//! request can make the thread panic or take memory outside the budget.
+//! Absent: the handshake, and what requests do (`execute.rs`).
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::budget::{Budget, Share};
+use super::exports::Negotiated;
+use super::helpers::{Helpers, Outstanding};
+use super::socket::{Socket, Spin};
+use super::wire::{PAYLOAD_MAX, REQUEST_LEN, Request, command};
+use crate::disk::lane::Lane;
+use crate::engine::Target;
+
+/// Bytes taken in one receive: a hundred 4 KiB writes, and small enough to stay in the processor's cache.
+const INPUT_BYTES: usize = 512 << 10;
+/// Replies are sent when this much has gathered, at the latest.
+pub(super) const OUTPUT_BYTES: usize = 256 << 10;
+/// Payloads of refused writes are read and dropped up to this size; beyond, the connection ends.
+const DRAIN_MAX: u64 = 128 << 20;
+
+/// What all connections share.
+#[derive(Clone, Debug)]
+pub struct Common {
+    pub helpers: Arc<Helpers>,
+    pub budget: Arc<Budget>,
+    pub spin: Duration,
+}
+
+/// A connection after its handshake.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) socket: Arc<Socket>,
+    pub(super) negotiated: Negotiated<Arc<Target>>,
+    pub(super) lane: Lane,
+    pub(super) outstanding: Outstanding,
+    pub(super) output: Vec<u8>,
+    pub(super) large: Vec<u8>,
+    pub(super) common: Common,
+    /// Something was written on this connection.
+    pub(super) wrote: bool,
+    spin: Spin,
+    input: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// Held while the input buffer is larger than usual.
+    share: Option<Share>,
+}
+
+/// A request with the place of its payload in the input buffer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Received {
+    pub(super) request: Request,
+    pub(super) payload: (usize, usize),
+}
+
+/// What lies at the start of the unread input.
+enum Next {
+    Whole(Received),
+    /// So many bytes in all are needed for the next request.
+    Needs(usize),
+    /// A write too large to take: its payload has to be skipped.
+    Oversized(Request),
+    Broken,
+}
+
+impl Session {
+    #[must_use]
+    pub fn new(
+        socket: Arc<Socket>,
+        negotiated: Negotiated<Arc<Target>>,
+        common: Common,
+    ) -> Session {
+        let lane = Lane::new(&negotiated.target.disk);
+        Session {
+            socket,
+            negotiated,
+            lane,
+            outstanding: Outstanding::new(&common.helpers),
+            output: Vec::with_capacity(OUTPUT_BYTES),
+            large: Vec::new(),
+            spin: Spin::new(common.spin),
+            common,
+            wrote: false,
+            input: vec![0; INPUT_BYTES],
+            start: 0,
+            end: 0,
+            share: None,
+        }
+    }
+
+    /// Serves requests until the client leaves.
+    pub fn run(mut self) {
+        let result = self.serve();
+        self.outstanding.drain();
+        if let Err(error) = result {
+            tracing::debug!(%error, export = self.negotiated.export, "connection ended");
+        }
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        let mut batch = Vec::new();
+        loop {
+            batch.clear();
+            let next = self.parse(&mut batch);
+            let leaving = self.execute(&batch)?;
+            self.flush_output()?;
+            if leaving {
+                return Ok(());
+            }
+            match next {
+                Next::Broken => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "bad request magic"));
+                }
+                Next::Oversized(request) => self.skip_oversized(request)?,
+                Next::Needs(bytes) => {
+                    if !self.fill(bytes)? {
+                        return Ok(());
+                    }
+                }
+                Next::Whole(_) => {}
+            }
+        }
+    }
+
+    /// Takes every whole request out of the input.
+    fn parse(&mut self, batch: &mut Vec<Received>) -> Next {
+        loop {
+            match self.next() {
+                Next::Whole(received) => {
+                    self.start = received.payload.1;
+                    batch.push(received);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn next(&self) -> Next {
+        let unread = &self.input[self.start..self.end];
+        let Some(header) = unread.first_chunk::<REQUEST_LEN>() else {
+            return Next::Needs(REQUEST_LEN);
+        };
+        let Some(request) = Request::decode(header) else { return Next::Broken };
+        let payload = usize::try_from(request.payload_len()).unwrap_or(usize::MAX);
+        if request.command == command::WRITE && request.length > PAYLOAD_MAX {
+            return Next::Oversized(request);
+        }
+        if unread.len() < REQUEST_LEN + payload {
+            return Next::Needs(REQUEST_LEN + payload);
+        }
+        let from = self.start + REQUEST_LEN;
+        Next::Whole(Received { request, payload: (from, from + payload) })
+    }
+
+    /// Receives until `bytes` unread ones are there; `false` at the end of the stream.
+    fn fill(&mut self, bytes: usize) -> io::Result<bool> {
+        self.make_room(bytes);
+        while self.end - self.start < bytes {
+            let got = self.spin.receive(&self.socket, &mut self.input[self.end..])?;
+            if got == 0 {
+                return Ok(false);
+            }
+            self.end += got;
+        }
+        Ok(true)
+    }
+
+    fn make_room(&mut self, bytes: usize) {
+        self.input.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        if bytes > self.input.len() {
+            // Let go before waiting for more, or two connections could wait for each other.
+            self.share = None;
+            self.share = Some(self.common.budget.take(bytes));
+            self.input.resize(bytes, 0);
+        } else if self.share.is_some() && bytes <= INPUT_BYTES && self.end <= INPUT_BYTES {
+            self.input.truncate(INPUT_BYTES);
+            self.input.shrink_to_fit();
+            self.share = None;
+        }
+    }
+
+    fn skip_oversized(&mut self, request: Request) -> io::Result<()> {
+        let mut left = u64::from(request.length);
+        if left > DRAIN_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a write of over 128 MiB"));
+        }
+        self.start += REQUEST_LEN;
+        while left > 0 {
+            if self.start == self.end && !self.fill(1)? {
+                return Ok(());
+            }
+            let unread = self.end - self.start;
+            let skipped = usize::try_from(left).unwrap_or(usize::MAX).min(unread);
+            self.start += skipped;
+            left -= skipped as u64;
+        }
+        self.refuse_oversized(request)
+    }
+
+    /// The unread input buffer, moved out so that it can be borrowed beside the rest of the session.
+    pub(super) fn take_input(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.input)
+    }
+
+    /// Puts the input buffer back.
+    pub(super) fn put_input(&mut self, input: Vec<u8>) {
+        self.input = input;
+    }
+
+    /// Sends what has gathered.
+    pub(super) fn flush_output(&mut self) -> io::Result<()> {
+        if self.output.is_empty() {
+            return Ok(());
+        }
+        let result = self.socket.send(&mut [IoSlice::new(&self.output)]);
+        self.output.clear();
+        result
+    }
+}

@@ -1,0 +1,146 @@
+//! The socket of one connection in the transmission phase: large receives, whole sends, and a short spin.
+//!
+//! Invariants: a send is never interleaved with another's bytes; a receive waits by spinning only while
+//! that pays, and never more threads spin than half the processors.
+//! Absent: what the bytes mean.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, sendmsg, shutdown};
+use parking_lot::Mutex;
+
+/// Threads that spin now, over all connections.
+static SPINNING: AtomicUsize = AtomicUsize::new(0);
+/// Waits in a row that were longer than the spin before spinning is given up for a while.
+const LONG_WAITS_MAX: u32 = 8;
+
+/// A connected stream socket that several threads may send on.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+    sending: Mutex<()>,
+}
+
+impl Socket {
+    #[must_use]
+    pub fn new(fd: OwnedFd) -> Socket {
+        Socket { fd, sending: Mutex::new(()) }
+    }
+
+    /// Sends all of the buffers, in one piece as the peer sees it.
+    ///
+    /// # Errors
+    /// The peer is gone.
+    pub fn send(&self, buffers: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let _alone = self.sending.lock();
+        let mut rest = buffers;
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            match sendmsg::<()>(self.raw(), rest, &[], MsgFlags::MSG_NOSIGNAL, None) {
+                Ok(sent) => IoSlice::advance_slices(&mut rest, sent),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, PollTimeout::NONE)?,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the connection's receiving side: what has arrived is still answered.
+    pub fn hang_up(&self) {
+        if let Err(errno) = shutdown(self.raw(), Shutdown::Read) {
+            tracing::debug!(%errno, "hang up");
+        }
+    }
+
+    fn raw(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    fn wait(&self, what: PollFlags, timeout: PollTimeout) -> io::Result<()> {
+        use std::os::fd::AsFd;
+        match poll(&mut [PollFd::new(self.fd.as_fd(), what)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// How long one connection spins before it sleeps.
+#[derive(Debug)]
+pub struct Spin {
+    limit: Duration,
+    long_waits: u32,
+    spinners_max: usize,
+}
+
+impl Spin {
+    /// Spins up to `limit`; zero never spins.
+    #[must_use]
+    pub fn new(limit: Duration) -> Spin {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Spin { limit, long_waits: 0, spinners_max: processors / 2 }
+    }
+
+    /// Receives at least one byte, or 0 at the end of the stream.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn receive(&mut self, socket: &Socket, out: &mut [u8]) -> io::Result<usize> {
+        if let Some(got) = try_receive(socket, out)? {
+            return Ok(got);
+        }
+        if let Some(got) = self.spin(socket, out)? {
+            self.long_waits = 0;
+            return Ok(got);
+        }
+        let slept = Instant::now();
+        loop {
+            socket.wait(PollFlags::POLLIN, PollTimeout::NONE)?;
+            if let Some(got) = try_receive(socket, out)? {
+                // A client that is idle for long is not worth a processor; one that is back is.
+                let long = slept.elapsed() > self.limit;
+                self.long_waits = if long { self.long_waits.saturating_add(1) } else { 0 };
+                return Ok(got);
+            }
+        }
+    }
+
+    fn spin(&mut self, socket: &Socket, out: &mut [u8]) -> io::Result<Option<usize>> {
+        if self.limit.is_zero() || self.long_waits > LONG_WAITS_MAX {
+            // From time to time, see whether spinning would pay again.
+            self.long_waits =
+                if self.long_waits > 4 * LONG_WAITS_MAX { 0 } else { self.long_waits };
+            return Ok(None);
+        }
+        if SPINNING.fetch_add(1, Ordering::Relaxed) >= self.spinners_max {
+            SPINNING.fetch_sub(1, Ordering::Relaxed);
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let outcome = loop {
+            match try_receive(socket, out) {
+                Ok(None) if began.elapsed() < self.limit => std::hint::spin_loop(),
+                other => break other,
+            }
+        };
+        SPINNING.fetch_sub(1, Ordering::Relaxed);
+        outcome
+    }
+}
+
+fn try_receive(socket: &Socket, out: &mut [u8]) -> io::Result<Option<usize>> {
+    loop {
+        match recv(socket.raw(), out, MsgFlags::MSG_DONTWAIT) {
+            Ok(got) => return Ok(Some(got)),
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The pool file: every byte of data and journal is read and written here.
+//!
+//! Invariants: offsets are multiples of 4096 for data; a failed sync stops the pool for good, because
+//! the kernel marks the pages clean and a second sync would lie; a short read or write is continued.
+//! Absent: meaning. This file knows bytes and offsets, nothing of journals or blocks.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::faults;
+
+/// Buffers that one `pwritev` takes at most (the kernel's `UIO_MAXIOV`).
+pub const IOV_MAX: usize = 1024;
+
+/// What a read that must not wait found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nowait {
+    /// The buffer is filled.
+    Done,
+    /// Some of it is not in the page cache: somebody else should read it.
+    WouldBlock,
+}
+
+/// The open pool file, locked against a second daemon.
+#[derive(Debug)]
+pub struct PoolFile {
+    file: Flock<File>,
+    device: bool,
+    stopped: AtomicBool,
+    reason: OnceLock<String>,
+}
+
+impl PoolFile {
+    /// Opens the file at `path` and locks it; `create` makes it and must not find one.
+    ///
+    /// # Errors
+    /// `InUse` when another process holds the lock.
+    pub fn open(path: &Path, create: bool) -> Result<PoolFile> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(create)
+            .open(path)
+            .map_err(|e| Error::io(format!("open {}", path.display()), &e))?;
+        let device = file.metadata().is_ok_and(|m| m.file_type().is_block_device());
+        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+            Error::new(ErrorKind::InUse, format!("{} is in use: {errno}", path.display()))
+                .hint("another rowd serves this pool; end it first")
+        })?;
+        Ok(PoolFile { file, device, stopped: AtomicBool::new(false), reason: OnceLock::new() })
+    }
+
+    /// Whether the pool lives on a block device, which cannot grow.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.device
+    }
+
+    /// Length in bytes.
+    ///
+    /// # Errors
+    /// The file cannot be asked.
+    pub fn len(&self) -> Result<u64> {
+        use std::io::{Seek, SeekFrom};
+        let mut file: &File = &self.file;
+        file.seek(SeekFrom::End(0)).map_err(|e| Error::io("measure the pool file", &e))
+    }
+
+    /// Refuses all further writes and syncs, for `reason`. The first reason stays.
+    pub fn stop(&self, reason: &str) {
+        if self.reason.set(reason.to_owned()).is_ok() {
+            tracing::error!(reason, "the pool accepts no more writes");
+        }
+        self.stopped.store(true, Ordering::SeqCst);
+    }
+
+    /// Why the pool stopped, if it did.
+    #[must_use]
+    pub fn stopped(&self) -> Option<&str> {
+        if !self.stopped.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.reason.get().map(String::as_str)
+    }
+
+    /// Fails when the pool has stopped.
+    ///
+    /// # Errors
+    /// `Stopped`, with the first reason.
+    pub fn check_running(&self) -> Result<()> {
+        match self.stopped() {
+            None => Ok(()),
+            Some(reason) => {
+                Err(Error::new(ErrorKind::Stopped, format!("the pool has stopped: {reason}"))
+                    .hint("look at the device, restart rowd, then run `rowd check`"))
+            }
+        }
+    }
+
+    /// Reads exactly `out.len()` bytes, waiting for the device if need be.
+    ///
+    /// # Errors
+    /// The device refuses, or the file ends before.
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.file
+            .read_exact_at(out, offset)
+            .map_err(|e| Error::io(format!("read pool bytes at {offset}"), &e))
+    }
+
+    /// Reads without waiting for the device: only what the page cache holds.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn read_nowait(&self, offset: u64, out: &mut [u8]) -> Result<Nowait> {
+        let iov = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: out.len() };
+        let at = i64::try_from(offset).map_err(|_| Error::internal("offset beyond 63 bits"))?;
+        // SAFETY: `iov` describes the exclusive borrow `out`, which outlives the call.
+        let got = unsafe {
+            libc::preadv2(self.file.as_raw_fd(), &raw const iov, 1, at, libc::RWF_NOWAIT)
+        };
+        if usize::try_from(got).is_ok_and(|n| n == out.len()) {
+            return Ok(Nowait::Done);
+        }
+        if got >= 0 {
+            return Ok(Nowait::WouldBlock);
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EOPNOTSUPP | libc::EINTR) => Ok(Nowait::WouldBlock),
+            _ => Err(Error::io(format!("read pool bytes at {offset}"), &error)),
+        }
+    }
+
+    /// Writes all of `data`.
+    ///
+    /// # Errors
+    /// The pool has stopped, or the device refuses.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.check_running()?;
+        self.file
+            .write_all_at(data, offset)
+            .map_err(|e| Error::io(format!("write pool bytes at {offset}"), &e))
+    }
+
+    /// Writes the buffers one after the other from `offset` on.
+    ///
+    /// # Errors
+    /// As [`PoolFile::write`].
+    pub fn write_vectored(&self, mut offset: u64, buffers: &mut [IoSlice<'_>]) -> Result<()> {
+        self.check_running()?;
+        let mut rest = buffers;
+        while !rest.is_empty() {
+            let take = rest.len().min(IOV_MAX);
+            let at = i64::try_from(offset).map_err(|_| Error::internal("offset beyond 63 bits"))?;
+            let wrote = match nix::sys::uio::pwritev(&*self.file, &rest[..take], at) {
+                Ok(wrote) => wrote,
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(errno) => {
+                    return Err(Error::io(format!("write pool bytes at {offset}"), &errno.into()));
+                }
+            };
+            if wrote == 0 {
+                return Err(Error::new(ErrorKind::Io, format!("wrote nothing at {offset}")));
+            }
+            offset += wrote as u64;
+            IoSlice::advance_slices(&mut rest, wrote);
+        }
+        Ok(())
+    }
+
+    /// Makes every completed write durable (`fdatasync`). An error stops the pool.
+    ///
+    /// # Errors
+    /// The pool has stopped, now or before.
+    pub fn sync(&self) -> Result<()> {
+        self.check_running()?;
+        if faults::seeded("h1-flush-skips-sync") {
+            return Ok(());
+        }
+        match nix::unistd::fdatasync(&*self.file) {
+            Ok(()) => Ok(()),
+            Err(errno) if faults::seeded("h9-retry-after-failed-sync") => {
+                tracing::warn!(%errno, "sync failed, trying again");
+                Ok(())
+            }
+            Err(errno) => {
+                self.stop(&format!("fdatasync of the pool file failed: {errno}"));
+                self.check_running()
+            }
+        }
+    }
+
+    /// Asks the kernel to begin writing a range back, so that the next sync finds less to do.
+    pub fn start_writeback(&self, offset: u64, length: u64) {
+        let (Ok(at), Ok(len)) = (i64::try_from(offset), i64::try_from(length)) else { return };
+        // SAFETY: a plain system call on an owned descriptor; it gives no guarantee and needs none.
+        let result = unsafe {
+            libc::sync_file_range(self.file.as_raw_fd(), at, len, libc::SYNC_FILE_RANGE_WRITE)
+        };
+        if result != 0 {
+            tracing::debug!(error = %io::Error::last_os_error(), "sync_file_range");
+        }
+    }
+
+    /// Makes the file at least `length` bytes long, with space allocated.
+    ///
+    /// # Errors
+    /// `NoSpace` when the file system is full, or the pool is a device.
+    pub fn grow(&self, length: u64) -> Result<()> {
+        self.check_running()?;
+        if self.device {
+            return Err(Error::new(ErrorKind::NoSpace, "the pool's block device is full"));
+        }
+        let len = i64::try_from(length).map_err(|_| Error::internal("length beyond 63 bits"))?;
+        let flags = nix::fcntl::FallocateFlags::empty();
+        nix::fcntl::fallocate(&*self.file, flags, 0, len)
+            .map_err(|e| Error::io(format!("grow the pool file to {length} bytes"), &e.into()))
+    }
+
+    /// Bytes free on the file system that holds the pool file, where there is one.
+    #[must_use]
+    pub fn host_free_bytes(&self) -> Option<u64> {
+        if self.device {
+            return None;
+        }
+        let stat = nix::sys::statvfs::fstatvfs(&*self.file).ok()?;
+        Some(stat.blocks_available() * stat.fragment_size())
+    }
+
+    /// Gives a range back to the file system or device below; it reads as zeros or old bytes afterwards.
+    ///
+    /// # Errors
+    /// The file system cannot punch holes.
+    pub fn punch(&self, offset: u64, length: u64) -> Result<()> {
+        self.check_running()?;
+        use nix::fcntl::FallocateFlags as F;
+        let at = i64::try_from(offset).map_err(|_| Error::internal("offset beyond 63 bits"))?;
+        let len = i64::try_from(length).map_err(|_| Error::internal("length beyond 63 bits"))?;
+        let flags = F::FALLOC_FL_PUNCH_HOLE | F::FALLOC_FL_KEEP_SIZE;
+        nix::fcntl::fallocate(&*self.file, flags, at, len)
+            .map_err(|e| Error::io(format!("punch a hole at {offset}"), &e.into()))
+    }
+}
+
+/// Makes the entries of a directory durable, as after creating a file in it.
+///
+/// # Errors
+/// The directory cannot be opened or synced.
+pub fn sync_directory(path: &Path) -> Result<()> {
+    if faults::seeded("h10-directory-not-synced") {
+        return Ok(());
+    }
+    File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| Error::io(format!("sync directory {}", path.display()), &e))
+}

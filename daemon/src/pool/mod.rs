@@ -1,0 +1,319 @@
+//! The pool: one file that holds data blocks and the journal, and the rules for when bytes are durable.
+//!
+//! Invariants: this is the only module with data I/O; a block is written before the record that names it
+//! is appended; one sync covers both, because they share a file.
+//! Absent: what blocks mean. Disks, snapshots and the metadata store are above.
+
+pub mod allocator;
+pub mod bitmap;
+pub mod file;
+pub mod journal;
+pub mod readers;
+pub mod superblock;
+
+use std::io::IoSlice;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::faults;
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Pbn, Seq};
+use allocator::{Allocator, Geometry, Lease, Run};
+use file::PoolFile;
+use journal::{Journal, Kind, Ring};
+use readers::Readers;
+use superblock::Superblock;
+
+/// CRC32C, the checksum of blocks, records and superblocks.
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let sum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes);
+    u32::try_from(sum).expect("a 32-bit checksum")
+}
+
+/// How long a writer on a full pool waits for readers to let freed blocks go before it gets `NoSpace`.
+const FULL_WAIT: Duration = Duration::from_millis(200);
+
+/// Sizes that are fixed when a pool is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    pub segment_blocks: u32,
+    pub journal_bytes: u64,
+    pub max_bytes: u64,
+}
+
+/// The open pool.
+#[derive(Debug)]
+pub struct Pool {
+    pub file: PoolFile,
+    pub journal: Journal,
+    pub readers: Readers,
+    allocator: Mutex<Allocator>,
+    superblock: Mutex<Superblock>,
+    growing: Mutex<()>,
+    /// Bytes that growth of the pool file leaves free on the host's file system, for the metadata store.
+    host_reserve: u64,
+}
+
+/// A pool whose journal has not been replayed yet.
+#[derive(Debug)]
+pub struct Closed {
+    pub file: PoolFile,
+    pub superblock: Superblock,
+}
+
+impl Closed {
+    /// Makes a new pool file (or takes over a zeroed block device) and its first superblocks.
+    ///
+    /// # Errors
+    /// The file exists, or the host has no space.
+    pub fn create(path: &Path, uuid: [u8; 16], layout: Layout) -> Result<Closed> {
+        let device = path.exists();
+        // Under another name until it is whole: a cut while it is made leaves no half pool behind.
+        let draft = path.with_extension("new");
+        if draft.exists() && !device {
+            std::fs::remove_file(&draft).map_err(|e| Error::io("remove an old draft", &e))?;
+        }
+        let file = PoolFile::open(if device { path } else { &draft }, !device)?;
+        if device {
+            check_unused_device(path, &file)?;
+        }
+        let mut superblock = Superblock {
+            uuid,
+            generation: 0,
+            opening: 0,
+            segment_blocks: layout.segment_blocks,
+            journal_bytes: layout.journal_bytes,
+            max_blocks: layout.max_bytes / BLOCK_SIZE,
+            checkpoint: Seq(0),
+            tail: 0,
+            tail_opening: 0,
+        };
+        if !device {
+            file.grow(superblock.data_start() * BLOCK_SIZE)?;
+        }
+        // Written, not only allocated: the first use of an unwritten extent costs a flush of its own.
+        let zeros = vec![0u8; 1 << 20];
+        for at in (0..superblock.data_start() * BLOCK_SIZE).step_by(zeros.len()) {
+            let left = superblock.data_start() * BLOCK_SIZE - at;
+            let piece = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            file.write(at, &zeros[..piece])?;
+        }
+        superblock.store(&file)?;
+        superblock.store(&file)?;
+        if !device {
+            std::fs::rename(&draft, path).map_err(|e| Error::io("name the pool file", &e))?;
+        }
+        if let Some(parent) = path.parent() {
+            file::sync_directory(parent)?;
+        }
+        Ok(Closed { file, superblock })
+    }
+
+    /// Opens an existing pool file and reads its superblock.
+    ///
+    /// # Errors
+    /// It is missing, locked or not a pool.
+    pub fn open(path: &Path) -> Result<Closed> {
+        let file = PoolFile::open(path, false)?;
+        let superblock = Superblock::load(&file)?;
+        Ok(Closed { file, superblock })
+    }
+
+    /// The ring of the journal.
+    #[must_use]
+    pub fn ring(&self) -> Ring {
+        let tag = u64::from_le_bytes(self.superblock.uuid[..8].try_into().expect("8 bytes"));
+        Ring { tag, bytes: self.superblock.journal_bytes }
+    }
+
+    /// An allocator that knows the size of the file and nothing in use yet.
+    ///
+    /// # Errors
+    /// The file cannot be measured.
+    pub fn allocator(&self) -> Result<Allocator> {
+        let start = self.superblock.data_start();
+        let per = u64::from(self.superblock.segment_blocks);
+        let have = (self.file.len()? / BLOCK_SIZE).saturating_sub(start) / per;
+        let most = self.superblock.max_blocks / per;
+        let max = if self.file.is_device() { have.min(most) } else { most };
+        let geometry = Geometry {
+            start,
+            segment_blocks: self.superblock.segment_blocks,
+            max_segments: u32::try_from(max).unwrap_or(u32::MAX),
+        };
+        let mut allocator = Allocator::new(geometry);
+        allocator.grown(u32::try_from(have.min(max)).unwrap_or(u32::MAX));
+        Ok(allocator)
+    }
+
+    /// Goes on behind the last record that was replayed.
+    #[must_use]
+    pub fn start(self, position: u64, last: Seq, allocator: Allocator, host_reserve: u64) -> Pool {
+        let ring = self.ring();
+        let opening = self.superblock.opening;
+        let journal = Journal::new(ring, opening, position, self.superblock.tail, last);
+        Pool {
+            file: self.file,
+            journal,
+            readers: Readers::default(),
+            allocator: Mutex::new(allocator),
+            superblock: Mutex::new(self.superblock),
+            growing: Mutex::new(()),
+            host_reserve,
+        }
+    }
+}
+
+fn check_unused_device(path: &Path, file: &PoolFile) -> Result<()> {
+    let name = path.display();
+    if !file.is_device() {
+        return Err(Error::new(ErrorKind::Exists, format!("{name} exists and is not a pool's")));
+    }
+    let mut first = vec![0u8; 64 << 10];
+    file.read(0, &mut first)?;
+    if first.iter().any(|byte| *byte != 0) {
+        return Err(Error::new(ErrorKind::Exists, format!("{name} is not empty"))
+            .hint(format!("if nothing on it is needed: wipefs -a {name}, then zero its start")));
+    }
+    Ok(())
+}
+
+impl Pool {
+    /// Runs `act` on the allocator under its lock, which is never held across I/O.
+    pub fn with_allocator<T>(&self, act: impl FnOnce(&mut Allocator) -> T) -> T {
+        act(&mut self.allocator.lock())
+    }
+
+    /// Up to `want` contiguous free blocks, and whether they were never written.
+    ///
+    /// # Errors
+    /// `NoSpace` when nothing is free, after what was freed has been made durable and readers had time.
+    pub fn lease(&self, want: u32) -> Result<(Run, bool)> {
+        let deadline = Instant::now() + FULL_WAIT;
+        loop {
+            let answer = self.with_allocator(|a| a.lease(want));
+            match answer {
+                Lease::Run { run, fresh } => return Ok((run, fresh)),
+                Lease::Grow(count) => self.grow(count)?,
+                Lease::Full => {
+                    let waiting = self.with_allocator(|a| a.pending_blocks());
+                    if waiting == 0 || Instant::now() > deadline {
+                        return Err(Error::new(ErrorKind::NoSpace, "the pool is full")
+                            .hint("delete snapshots or disks, trim, or `rowctl pool resize`"));
+                    }
+                    self.sync()?;
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+
+    /// Writes zeros over leased blocks, so that a flush of data in them need not convert extents.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn prewrite(&self, run: Run) -> Result<()> {
+        static ZEROS: [u8; 16 * BLOCK_BYTES] = [0; 16 * BLOCK_BYTES];
+        let mut buffers: Vec<IoSlice<'_>> = Vec::with_capacity(run.len as usize / 16 + 1);
+        let mut left = run.len as usize * BLOCK_BYTES;
+        while left > 0 {
+            let piece = left.min(ZEROS.len());
+            buffers.push(IoSlice::new(&ZEROS[..piece]));
+            left -= piece;
+        }
+        self.file.write_vectored(run.start.offset(), &mut buffers)
+    }
+
+    /// Makes everything appended so far durable and lets what it freed be used again.
+    ///
+    /// # Errors
+    /// The pool has stopped.
+    pub fn sync(&self) -> Result<Seq> {
+        let result = self.journal.sync(&self.file);
+        if result.is_err() {
+            self.journal.wake_all();
+        }
+        let durable = result?;
+        faults::fail_point("flush.synced");
+        let oldest = self.readers.oldest();
+        self.with_allocator(|a| a.reuse(durable, oldest));
+        Ok(durable)
+    }
+
+    /// Appends a record; see [`Journal::append`].
+    ///
+    /// # Errors
+    /// The pool has stopped.
+    pub fn append(&self, kind: Kind, body: &[u8]) -> Result<Seq> {
+        self.journal.append(&self.file, kind, body)
+    }
+
+    /// Changes the superblock and stores it.
+    ///
+    /// # Errors
+    /// The pool stops on any error.
+    pub fn store_superblock(&self, change: impl FnOnce(&mut Superblock)) -> Result<()> {
+        let mut superblock = self.superblock.lock();
+        change(&mut superblock);
+        superblock.store(&self.file).inspect_err(|e| self.file.stop(e.message()))
+    }
+
+    /// A copy of the superblock as last stored.
+    #[must_use]
+    pub fn superblock(&self) -> Superblock {
+        self.superblock.lock().clone()
+    }
+
+    /// Gives wholly free segments back to the host. Background work.
+    ///
+    /// # Errors
+    /// The pool has stopped.
+    pub fn punch_free_segments(&self) -> Result<()> {
+        let per = u64::from(self.superblock.lock().segment_blocks);
+        let (segments, start) = self.with_allocator(|a| (a.take_punchable(), a.geometry().start));
+        for segment in segments {
+            let offset = Pbn(start + u64::from(segment) * per).offset();
+            let outcome = self.file.punch(offset, per * BLOCK_SIZE);
+            self.with_allocator(|a| a.punched(segment, outcome.is_ok()));
+            if let Err(error) = outcome {
+                tracing::debug!(%error, segment, "segment not punched");
+            }
+        }
+        self.file.check_running()
+    }
+
+    fn grow(&self, count: u32) -> Result<()> {
+        let _one_at_a_time = self.growing.lock();
+        if self.with_allocator(|a| a.segment_count()) >= count {
+            return Ok(());
+        }
+        let superblock = self.superblock();
+        let per = u64::from(superblock.segment_blocks) * BLOCK_SIZE;
+        let length = superblock.data_start() * BLOCK_SIZE + u64::from(count) * per;
+        let outcome = self.check_host_space(per).and_then(|()| self.file.grow(length));
+        match outcome {
+            Ok(()) => {
+                faults::fail_point("grow.allocated");
+                self.with_allocator(|a| a.grown(count));
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                tracing::warn!(%error, "the pool file cannot grow");
+                self.with_allocator(|a| a.block_growth(true));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn check_host_space(&self, bytes: u64) -> Result<()> {
+        let Some(free) = self.file.host_free_bytes() else { return Ok(()) };
+        if free >= bytes + self.host_reserve {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::NoSpace, "the host's file system is nearly full"))
+    }
+}

@@ -1,0 +1,175 @@
+//! Disks on the wire.
+//!
+//! Invariants: a `disk` parameter takes an id, a unique prefix of one, or a name.
+//! Absent: attaching to the kernel, which happens on the client's side of NBD.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Tags, Time};
+
+/// Makes a disk, blank or from a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskCreate {
+    pub name: String,
+    /// Bytes, a multiple of 4096. May be left out with `from`: then the size of the snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// The snapshot the disk starts as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    #[serde(default, skip_serializing_if = "Tags::is_empty")]
+    pub tags: Tags,
+}
+
+/// Lists all disks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskList {}
+
+/// Describes one disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskShow {
+    pub disk: String,
+}
+
+/// Deletes a disk. Its snapshots stay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskDelete {
+    pub disk: String,
+    /// Disconnect its clients first; without it a connected client means `in_use`.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Gives a disk another name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskRename {
+    pub disk: String,
+    pub name: String,
+}
+
+/// Changes the size of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskResize {
+    pub disk: String,
+    pub size: u64,
+    /// Allow a smaller size, which cuts off data.
+    #[serde(default)]
+    pub shrink: bool,
+}
+
+/// Returns a disk to what it was when it was made: the snapshot it was made from, or blank. The
+/// state before is kept as an undo snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskReinit {
+    pub disk: String,
+    /// Disconnect its clients first.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Changes properties of a disk; those left out stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSet {
+    pub disk: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Refuse writes on the disk's export.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
+}
+
+/// Returns a disk to a snapshot of its chain. The state before is kept as an undo snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskRollback {
+    pub disk: String,
+    /// An id, `disk@snapshot`, or the name of a snapshot of this disk.
+    pub snapshot: String,
+    /// Disconnect its clients first.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Returns a disk to the state before its last rollback or reinit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskUndo {
+    pub disk: String,
+    /// Disconnect its clients first.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// The reply to `disk.list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disks {
+    pub disks: Vec<Disk>,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    pub id: String,
+    pub name: String,
+    pub description: String,
+    pub size: u64,
+    pub created_at: Time,
+    pub read_only: bool,
+    /// The snapshot it was made from, if any.
+    pub origin: Option<Origin>,
+    /// Bytes of blocks only the present state of the disk holds.
+    pub exclusive_bytes: u64,
+    /// Bytes that read as data.
+    pub mapped_bytes: u64,
+    pub snapshot_count: u64,
+    pub tags: Tags,
+    pub clients: Vec<Client>,
+}
+
+/// Where a disk comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    pub snapshot_id: String,
+    /// Whether that snapshot is still there.
+    pub exists: bool,
+}
+
+/// A client that is connected to an export.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Client {
+    /// `disk` or `disk@snapshot`.
+    pub export: String,
+    /// Its process, where the socket tells.
+    pub pid: Option<i32>,
+    /// The process name, or the remote address.
+    pub peer: String,
+    pub connected_at: Time,
+}
+
+/// What a rollback, its undo, or a reinit did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolledBack {
+    /// The disk as it is now.
+    pub disk: Disk,
+    /// The snapshot it returned to; absent when the disk is blank now.
+    pub to: Option<String>,
+    /// The same as `disk@snapshot`.
+    pub to_name: Option<String>,
+    /// The snapshot that holds the state before.
+    pub undo: String,
+    pub undo_name: String,
+    /// Clients that were disconnected because of `force`.
+    pub disconnected: Vec<Client>,
+    /// The disk is larger than the snapshot was: its file system has to be extended again.
+    pub grown_since: bool,
+}

@@ -1,0 +1,51 @@
+//! The control protocol of rowd: what a client may ask over the control socket, and what it is
+//! told.
+//!
+//! Invariants: JSON-RPC 2.0, one object per line, named parameters only. A reply may gain fields
+//! within a major version and a client ignores those it does not know; a parameter the daemon does
+//! not know is an error. Bytes are integers, times are RFC 3339 in UTC. `PROTOCOL.md` describes
+//! every method, and a test holds it against the table in `method.rs`.
+//! Absent: sockets, threads, and anything that knows how the engine works.
+
+mod disk;
+mod error;
+mod event;
+mod frame;
+mod job;
+mod method;
+mod pool;
+pub mod size;
+mod snapshot;
+mod tag;
+mod time;
+
+pub use disk::{
+    Client, Disk, DiskCreate, DiskDelete, DiskList, DiskReinit, DiskRename, DiskResize,
+    DiskRollback, DiskSet, DiskShow, DiskUndo, Disks, Origin, RolledBack,
+};
+pub use error::{EXIT_CODES, ErrorBody, ErrorKind, ExitMeaning, exit};
+pub use event::{Event, EventsFrom, EventsList, EventsPage, EventsSubscribe};
+pub use frame::{
+    Greeting, Id, LineBuffer, LineTooLong, Notification, PROTOCOL, ProtocolVersion,
+    REPLY_BYTES_MAX, REQUEST_BYTES_MAX, Rejection, Request, Response, ServerInfo, ServerLine,
+    Version2, WireError, WireErrorData, parse_request, parse_server_line, to_line,
+};
+pub use job::{Job, JobCancel, JobList, JobShow, JobState, Jobs, ScrubStart};
+pub use method::{Access, Call, Method};
+pub use pool::{PoolResize, PoolShow, PoolStatus, ScrubReport};
+pub use snapshot::{
+    Chain, ChainList, ChainShow, Chains, Consistency, DIFF_PAGE_MAX, DiffPage, DiffRange, Snapshot,
+    SnapshotCreate, SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotKind, SnapshotList,
+    SnapshotSet, SnapshotShow, SnapshotStatus, Snapshots,
+};
+pub use tag::{Tagged, TaggedKind, TagsRemove, TagsSet};
+pub use time::Time;
+
+use std::collections::BTreeMap;
+
+/// Tags of an object: `key = value`, each key once.
+pub type Tags = BTreeMap<String, String>;
+
+/// What a reply without content looks like: `{}`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Done {}

@@ -1,0 +1,153 @@
+//! The table of methods: name, who may call it, parameters, reply.
+//!
+//! Invariants: this table is the only list of methods; the daemon's dispatcher matches on
+//! [`Method`], so a row without a handler does not compile, and a test holds `PROTOCOL.md` against
+//! it.
+//! Absent: what the methods do.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::{
+    Chain, ChainList, ChainShow, Chains, DiffPage, Disk, DiskCreate, DiskDelete, DiskList,
+    DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow, DiskUndo, Disks, Done,
+    EventsFrom, EventsList, EventsPage, EventsSubscribe, Job, JobCancel, JobList, JobShow, Jobs,
+    PoolResize, PoolShow, PoolStatus, RolledBack, ScrubStart, Snapshot, SnapshotCreate,
+    SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotList, SnapshotSet, SnapshotShow,
+    Snapshots, Tagged, TagsRemove, TagsSet,
+};
+
+/// Who may call a method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Changes nothing: allowed on both sockets.
+    Read,
+    /// Changes something: the admin socket only.
+    Admin,
+}
+
+/// The parameters of a method, which name the method and the reply.
+pub trait Call: Serialize + DeserializeOwned {
+    const METHOD: Method;
+    type Reply: Serialize + DeserializeOwned;
+}
+
+macro_rules! methods {
+    ($($params:ident = $name:literal, $access:ident => $reply:ident;)*) => {
+        /// Every method.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Method { $($params),* }
+
+        impl Method {
+            /// All of them, in the order of the document.
+            pub const ALL: &'static [Method] = &[$(Method::$params),*];
+
+            /// The name on the wire.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Method::$params => $name),* }
+            }
+
+            #[must_use]
+            pub fn access(self) -> Access {
+                match self { $(Method::$params => Access::$access),* }
+            }
+
+            /// The names of the parameter and reply types, as the document uses them.
+            #[must_use]
+            pub fn types(self) -> (&'static str, &'static str) {
+                match self { $(Method::$params => (stringify!($params), stringify!($reply))),* }
+            }
+
+            /// Whether these parameters would be understood.
+            ///
+            /// # Errors
+            /// What is wrong with them, in words.
+            pub fn check_params(self, params: &serde_json::Value) -> Result<(), String> {
+                match self {
+                    $(Method::$params => serde_json::from_value::<$params>(params.clone())
+                        .map(drop)
+                        .map_err(|e| e.to_string())),*
+                }
+            }
+
+            /// Whether a client would understand this reply.
+            ///
+            /// # Errors
+            /// What is wrong with it, in words.
+            pub fn check_reply(self, reply: &serde_json::Value) -> Result<(), String> {
+                match self {
+                    $(Method::$params => serde_json::from_value::<$reply>(reply.clone())
+                        .map(drop)
+                        .map_err(|e| e.to_string())),*
+                }
+            }
+        }
+
+        $(impl Call for $params {
+            const METHOD: Method = Method::$params;
+            type Reply = $reply;
+        })*
+    };
+}
+
+methods! {
+    DiskCreate = "disk.create", Admin => Disk;
+    DiskList = "disk.list", Read => Disks;
+    DiskShow = "disk.show", Read => Disk;
+    DiskDelete = "disk.delete", Admin => Done;
+    DiskRename = "disk.rename", Admin => Disk;
+    DiskResize = "disk.resize", Admin => Disk;
+    DiskReinit = "disk.reinit", Admin => RolledBack;
+    DiskSet = "disk.set", Admin => Disk;
+    DiskRollback = "disk.rollback", Admin => RolledBack;
+    DiskUndo = "disk.undo", Admin => RolledBack;
+    SnapshotCreate = "snapshot.create", Admin => Snapshot;
+    SnapshotList = "snapshot.list", Read => Snapshots;
+    SnapshotShow = "snapshot.show", Read => Snapshot;
+    SnapshotDelete = "snapshot.delete", Admin => SnapshotDeleted;
+    SnapshotSet = "snapshot.set", Admin => Snapshot;
+    SnapshotDiff = "snapshot.diff", Read => DiffPage;
+    ChainList = "chain.list", Read => Chains;
+    ChainShow = "chain.show", Read => Chain;
+    TagsSet = "tag.set", Admin => Tagged;
+    TagsRemove = "tag.remove", Admin => Tagged;
+    PoolShow = "pool.show", Read => PoolStatus;
+    PoolResize = "pool.resize", Admin => PoolStatus;
+    EventsList = "events.list", Read => EventsPage;
+    EventsSubscribe = "events.subscribe", Read => EventsFrom;
+    JobList = "job.list", Read => Jobs;
+    JobShow = "job.show", Read => Job;
+    JobCancel = "job.cancel", Admin => Job;
+    ScrubStart = "scrub.start", Admin => Job;
+}
+
+impl Method {
+    /// The method of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Method> {
+        Method::ALL.iter().copied().find(|method| method.name() == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_lead_back() {
+        for &method in Method::ALL {
+            assert_eq!(Method::from_name(method.name()), Some(method));
+        }
+        assert_eq!(Method::from_name("disk.explode"), None);
+    }
+
+    #[test]
+    fn an_unknown_parameter_is_an_error_in_every_method() {
+        let params = serde_json::json!({"surprise": 1});
+        for &method in Method::ALL {
+            let error = method.check_params(&params).unwrap_err();
+            assert!(error.contains("surprise") || error.contains("missing"), "{method:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Snapshots and chains on the wire.
+//!
+//! Invariants: a `snapshot` parameter takes an id, a unique prefix of one, `disk@snapshot`, or a
+//! snapshot name that only one snapshot has.
+//! Absent: copies in repositories and groups.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Client, Tags, Time};
+
+/// The most ranges one `snapshot.diff` reply holds: 10 000 of them are about 600 KiB of JSON.
+pub const DIFF_PAGE_MAX: u32 = 10_000;
+
+/// How much the file systems and applications on the disk take part in a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Consistency {
+    /// One exact instant under live I/O, as a power failure would leave it.
+    #[default]
+    Crash,
+}
+
+/// Who made a snapshot, and for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotKind {
+    Manual,
+    Auto,
+    /// The state of a disk before a rollback or reinit, kept so that it can be undone. Goes away by
+    /// itself.
+    Undo,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotStatus {
+    /// Being made.
+    Progressing,
+    /// Complete and usable.
+    Accomplished,
+    /// Could not be made.
+    Failed,
+    /// Deleted; its blocks are being freed in the background.
+    Deleting,
+}
+
+/// Makes a snapshot of a disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    pub disk: String,
+    /// Left out: a name made from the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default)]
+    pub consistency: Consistency,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    #[serde(default, skip_serializing_if = "Tags::is_empty")]
+    pub tags: Tags,
+}
+
+/// Lists snapshots, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotList {
+    /// Only those of this disk; also the id of a deleted disk that left snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+}
+
+/// Describes one snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotShow {
+    pub snapshot: String,
+}
+
+/// Deletes a snapshot; its space is freed in the background.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotDelete {
+    pub snapshot: String,
+    /// Delete it although disks were made from it or clients read it.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Changes properties of a snapshot; those left out stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotSet {
+    pub snapshot: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+}
+
+/// The ranges that differ between two snapshots, one page at a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotDiff {
+    /// The older side; left out: an empty disk, so that everything the snapshot holds is listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    pub to: String,
+    /// The byte offset to go on at, from the `resume` of the page before.
+    #[serde(default)]
+    pub resume: u64,
+    /// The most ranges to return, at most [`DIFF_PAGE_MAX`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// The reply to `snapshot.list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshots {
+    pub snapshots: Vec<Snapshot>,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub id: String,
+    pub name: String,
+    pub description: String,
+    pub disk_id: String,
+    /// `null` when the disk has been deleted since.
+    pub disk_name: Option<String>,
+    /// Size of the disk at the instant of the snapshot.
+    pub size: u64,
+    pub created_at: Time,
+    pub kind: SnapshotKind,
+    pub consistency: Consistency,
+    pub status: SnapshotStatus,
+    /// Per cent.
+    pub progress: u8,
+    /// Its blocks are in the pool: usable at once.
+    pub instant_access: bool,
+    /// Bytes that deleting just this snapshot would free.
+    pub exclusive_bytes: u64,
+    /// Bytes it adds to its chain.
+    pub stored_bytes: u64,
+    /// The snapshot before it in its lineage.
+    pub parent: Option<String>,
+    /// When it goes away by itself.
+    pub expires_at: Option<Time>,
+    /// Ids of disks that were made from it and still exist.
+    pub made_disks: Vec<String>,
+    pub tags: Tags,
+    pub clients: Vec<Client>,
+}
+
+/// The reply to `snapshot.delete`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotDeleted {
+    pub id: String,
+    pub name: String,
+    /// Bytes that will be free once the background work is done.
+    pub freed_bytes: u64,
+}
+
+/// One page of a diff.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffPage {
+    pub ranges: Vec<DiffRange>,
+    /// Where to go on; `null` at the end.
+    pub resume: Option<u64>,
+}
+
+/// A stretch of bytes that differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffRange {
+    pub offset: u64,
+    pub length: u64,
+    /// The newer side reads as zeros there.
+    pub zero: bool,
+}
+
+/// Lists the chains of all disks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainList {}
+
+/// Describes the chain of one disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainShow {
+    /// Also the id of a deleted disk that left snapshots.
+    pub disk: String,
+}
+
+/// The reply to `chain.list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chains {
+    pub chains: Vec<Chain>,
+}
+
+/// The snapshots of one disk, which outlive it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chain {
+    pub disk_id: String,
+    pub disk_name: Option<String>,
+    pub disk_size: u64,
+    /// Bytes of all snapshots of the chain, shared blocks counted once.
+    pub snapshot_bytes: u64,
+    pub quota_manual: u64,
+    pub quota_auto: u64,
+    /// Oldest first.
+    pub snapshots: Vec<Snapshot>,
+}
