@@ -1,1 +1,5 @@
-//! it
+//! The behaviour of rowd as its users see it: one file per subject.
+//!
+//! Absent: the harness (`tests/src`) and unit tests, which are with the code they test.
+
+mod daemon;

@@ -1,1 +1,9 @@
-//! The test harness.
+//! The test harness: daemons, clients and other people's programs, each cleaned up by its owner.
+//!
+//! Invariants: nothing here outlives the test that started it, and nothing waits without a deadline.
+//! Absent: what is promised; the tests in `it/` say that.
+
+pub mod client;
+pub mod process;
+pub mod tool;
+pub mod wait;

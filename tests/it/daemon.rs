@@ -1,0 +1,52 @@
+//! The daemon as a process: start, stop, kill, and where it looks for its things.
+
+use rowd_tests::process::{Daemon, Setup};
+use rowd_tests::tool;
+
+/// A disk and its snapshots outlive an orderly stop and a kill.
+#[test]
+fn disks_and_snapshots_are_there_after_a_stop_and_after_a_kill() {
+    let mut daemon = Daemon::new();
+    daemon.ctl(&["disk", "create", "data", "--size", "64MiB"]);
+    daemon.ctl(&["snapshot", "create", "data", "first"]);
+    daemon.stop();
+    daemon.start();
+    assert_eq!(daemon.json(&["snapshot", "show", "data@first"])["size"], 64 << 20);
+    daemon.ctl(&["snapshot", "create", "data", "second"]);
+    daemon.crash();
+    let snapshots = daemon.json(&["snapshot", "list", "data"]);
+    let names: Vec<_> = snapshots.as_array().unwrap().iter().map(|s| s["name"].clone()).collect();
+    assert_eq!(names, ["first", "second"]);
+}
+
+/// The sockets of a killed daemon do not keep the next one from starting; those of a living one do.
+#[test]
+fn a_second_daemon_on_the_same_directory_is_refused() {
+    let daemon = Daemon::new();
+    tool::finish(&mut daemon.command().stderr(std::process::Stdio::piped())).fails_with(21);
+    daemon.ctl(&["status"]);
+}
+
+/// The daemon with faults compiled in is the same daemon.
+#[test]
+fn the_faulty_daemon_works_when_no_fault_is_asked_for() {
+    let faulty = env!("CARGO_BIN_EXE_rowd-faulty");
+    let mut daemon = Setup::default().program(faulty).start();
+    daemon.ctl(&["disk", "create", "data", "--size", "64MiB"]);
+    daemon.stop();
+}
+
+/// A mistake in the configuration is named, with what would be right.
+#[test]
+fn a_mistake_in_the_configuration_ends_the_start_with_words() {
+    for (config, part) in [
+        ("[pool]\nsgement = \"1MiB\"\n", "sgement"),
+        ("[pool]\nsegment = \"1\"\n", "256 KiB"),
+        ("[background]\nflush_ms = 5000\n", "10 to 1000"),
+        ("no equals sign", "rowd.toml"),
+    ] {
+        let mut daemon = Setup::default().config(config).prepare();
+        assert!(!daemon.try_start(), "{config} was accepted");
+        assert!(daemon.log().contains(part), "{part:?} is missing in {}", daemon.log());
+    }
+}
