@@ -71,13 +71,13 @@ impl Lane {
         self.behind = match self.behind {
             Some((start, end)) if end == offset => Some((start, offset + length)),
             Some((start, end)) => {
-                self.disk.shared.pool.file.start_writeback(start, end - start);
+                self.disk.shared.pool.wrote(start, end - start);
                 Some((offset, offset + length))
             }
             None => Some((offset, offset + length)),
         };
         if let Some((start, end)) = self.behind.filter(|(s, e)| e - s >= WRITEBACK_BYTES) {
-            self.disk.shared.pool.file.start_writeback(start, end - start);
+            self.disk.shared.pool.wrote(start, end - start);
             self.behind = None;
         }
     }

@@ -34,6 +34,10 @@ impl Engine {
             return;
         }
         spawn(self, "flush", |engine, state: &mut FlushState| engine.flush_round(state));
+        spawn(self, "writeback", |engine, (): &mut ()| {
+            engine.shared.pool.write_back(LOOK_EVERY);
+            Ok(())
+        });
         spawn(self, "checkpoint", |engine, last: &mut Option<Instant>| {
             engine.checkpoint_round(last)
         });

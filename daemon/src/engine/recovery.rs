@@ -284,21 +284,24 @@ fn scan(closed: &Closed, applied: Seq) -> Result<Found> {
     let (ring, superblock) = (closed.ring(), closed.superblock.clone());
     let mut reader = Reader::new(&closed.file, ring.clone(), &superblock);
     let mut durable = superblock.checkpoint.max(applied);
-    let mut records = 0u64;
+    let mut end = superblock.checkpoint;
     while let Some(record) = reader.next_record()? {
         durable = durable.max(record.durable);
-        records += 1;
+        end = record.seq;
     }
     reader.check_end()?;
+    let mut tail = Tail::default();
+    let mut ends = vec![(superblock.checkpoint, superblock.tail)];
     let mut reader = Reader::new(&closed.file, ring.clone(), &superblock);
-    let (mut last, mut position) = (superblock.checkpoint, superblock.tail);
-    for _ in 0..records {
-        let Some(record) = reader.next_record()? else { break };
-        if record.seq > durable && !data_is_there(closed, &record)? {
-            tracing::warn!(seq = %record.seq, "dropping a torn tail of the journal");
-            break;
+    while let Some(record) = reader.next_record()?.filter(|record| record.seq <= end) {
+        if record.seq > durable {
+            tail.add(&record)?;
         }
-        (last, position) = (record.seq, record.end);
+        ends.push((record.seq, record.end));
+    }
+    let last = tail.last_whole(closed, end);
+    if last < end {
+        tracing::warn!(%last, %end, "dropping a torn tail of the journal");
     }
     if last < applied {
         return Err(Error::new(
@@ -307,24 +310,59 @@ fn scan(closed: &Closed, applied: Seq) -> Result<Found> {
         )
         .hint("the pool file is damaged or was restored; restore both from the same moment"));
     }
+    let kept = ends.partition_point(|(seq, _)| *seq <= last);
+    let position = ends[kept - 1].1;
     Ok(Found { ring, superblock, last, position })
 }
 
-fn data_is_there(closed: &Closed, record: &Record) -> Result<bool> {
-    if record.kind != Kind::Data || faults::seeded("h1-replay-skips-data-check") {
-        return Ok(true);
+/// The blocks that records not known durable have written.
+///
+/// A block may have been written twice there: young blocks are reused before a sync (`pool/allocator.rs`).
+/// So a record counts as whole when every block holds what the last record up to it put there.
+#[derive(Default)]
+struct Tail {
+    writers: HashMap<Pbn, Vec<(Seq, u32)>>,
+}
+
+impl Tail {
+    fn add(&mut self, record: &Record) -> Result<()> {
+        if record.kind != Kind::Data || faults::seeded("h1-replay-skips-data-check") {
+            return Ok(());
+        }
+        for change in changes(&record.body) {
+            let Change::Write { pbn, crcs, .. } = change? else { continue };
+            for (at, crc) in crcs.iter().enumerate() {
+                let writers = self.writers.entry(Pbn(pbn.0 + at as u64)).or_default();
+                writers.push((record.seq, u32::from_le_bytes(*crc)));
+            }
+        }
+        Ok(())
     }
-    let mut block = vec![0u8; BLOCK_BYTES];
-    for change in changes(&record.body) {
-        let Change::Write { pbn, crcs, .. } = change? else { continue };
-        for (at, crc) in crcs.iter().enumerate() {
-            let pbn = Pbn(pbn.0 + at as u64);
+
+    /// The largest record, up to `end`, at which all blocks are what they should be.
+    fn last_whole(self, closed: &Closed, end: Seq) -> Seq {
+        let mut blocks: Vec<_> = self.writers.into_iter().collect();
+        blocks.sort_unstable_by_key(|(pbn, _)| *pbn);
+        let mut page = vec![0u8; BLOCK_BYTES];
+        let found: Vec<Option<u32>> = blocks
+            .iter()
             // A file that did not grow in time has no such block.
-            let read = closed.file.read(pbn.offset(), &mut block);
-            if read.is_err() || crc32c(&block) != u32::from_le_bytes(*crc) {
-                return Ok(false);
+            .map(|(pbn, _)| closed.file.read(pbn.offset(), &mut page).ok().map(|()| crc32c(&page)))
+            .collect();
+        let mut last = end;
+        loop {
+            let before = last;
+            for ((_, writers), found) in blocks.iter().zip(&found) {
+                let mut upto = writers.partition_point(|(seq, _)| *seq <= last);
+                // Going back before a writer whose data is not there may uncover an earlier one.
+                while upto > 0 && Some(writers[upto - 1].1) != *found {
+                    last = Seq(writers[upto - 1].0.0 - 1);
+                    upto = writers.partition_point(|(seq, _)| *seq <= last);
+                }
+            }
+            if last == before {
+                return last;
             }
         }
     }
-    Ok(true)
 }

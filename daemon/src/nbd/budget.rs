@@ -4,6 +4,7 @@
 //! it back when the request is done; who waits for a share holds none.
 //! Absent: the small fixed buffers that every connection has.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
@@ -48,5 +49,61 @@ impl Drop for Share {
     fn drop(&mut self) {
         *self.budget.left.lock() += self.bytes;
         self.budget.freed.notify_all();
+    }
+}
+
+/// Buffers of this size and less are kept for the next request: fresh memory costs a fault per page.
+const KEPT_BYTES: usize = 1 << 20;
+/// Buffers that are kept at most.
+const KEPT_MAX: usize = 16;
+
+/// Buffers for large payloads, used again and again.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    free: Mutex<Vec<Vec<u8>>>,
+}
+
+/// A buffer for one request, with its share of the budget.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+    len: usize,
+    home: Arc<Buffers>,
+    _share: Share,
+}
+
+impl Buffers {
+    /// A buffer of `len` bytes with undefined contents, once the budget allows.
+    #[must_use]
+    pub fn take(self: &Arc<Self>, budget: &Arc<Budget>, len: usize) -> Buffer {
+        let share = budget.take(len);
+        let mut bytes = self.free.lock().pop().unwrap_or_default();
+        if bytes.len() < len {
+            bytes.resize(len, 0);
+        }
+        Buffer { bytes, len, home: Arc::clone(self), _share: share }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.len]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut free = self.home.free.lock();
+        if self.bytes.len() <= KEPT_BYTES && free.len() < KEPT_MAX {
+            free.push(std::mem::take(&mut self.bytes));
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use super::reply::{self, Style};
-use super::session::{OUTPUT_BYTES, Received, Session};
+use super::session::{BULK_BYTES, OUTPUT_BYTES, Received, Session};
 use super::wire::{PAYLOAD_MAX, Request, command, command_flag as flag, error};
 use crate::disk::lane::Lane;
 use crate::disk::read::Wait;
@@ -20,8 +20,6 @@ use crate::faults;
 use crate::pool::file::Nowait;
 use crate::units::ByteRange;
 
-/// Reads from this size on are sent from their own buffer, at once.
-const LARGE_BYTES: u32 = 64 << 10;
 /// A device is read ahead in pieces of this size for `CACHE`.
 const CACHE_BYTES: u64 = 1 << 20;
 
@@ -49,7 +47,10 @@ impl Session {
     pub(super) fn execute(&mut self, batch: &[Received]) -> io::Result<bool> {
         let mut writes = Vec::new();
         let mut leaving = false;
-        for received in batch {
+        if !batch.is_empty() {
+            self.bulk = batch.iter().all(Received::is_bulk);
+        }
+        for (number, received) in batch.iter().enumerate() {
             let request = &received.request;
             let range = match self.validate(request) {
                 Ok(range) => range,
@@ -59,7 +60,7 @@ impl Session {
                 }
             };
             match request.command {
-                command::READ => self.read(request, range)?,
+                command::READ => self.read(request, range, number + 1 < batch.len())?,
                 command::WRITE | command::WRITE_ZEROES | command::TRIM => {
                     writes.push((*received, range));
                 }
@@ -85,7 +86,7 @@ impl Session {
         self.flush_output()
     }
 
-    fn validate(&self, request: &Request) -> Result<ByteRange, (u32, String)> {
+    pub(super) fn validate(&self, request: &Request) -> Result<ByteRange, (u32, String)> {
         let (size, read_only) = {
             let disk = &self.negotiated.target.disk;
             (disk.size(), disk.is_read_only() || self.negotiated.capabilities.read_only)
@@ -125,10 +126,10 @@ impl Session {
         Ok(range)
     }
 
-    fn read(&mut self, request: &Request, range: ByteRange) -> io::Result<()> {
+    fn read(&mut self, request: &Request, range: ByteRange, more: bool) -> io::Result<()> {
         let style = self.style(request);
-        if request.length >= LARGE_BYTES {
-            return self.read_large(request, range, style);
+        if request.length as usize >= BULK_BYTES {
+            return self.bulk_read(*request, range, style, more);
         }
         let mark = self.output.len();
         let outcome =
@@ -144,44 +145,7 @@ impl Session {
         Ok(())
     }
 
-    /// A large read leaves at once, from a buffer that stays in the processor's cache.
-    fn read_large(&mut self, request: &Request, range: ByteRange, style: Style) -> io::Result<()> {
-        let length = request.length as usize;
-        let outcome = self.lane.locate(range, Wait::No);
-        let stored = self.lane.located_alike();
-        if !matches!(outcome, Ok(Nowait::Done)) || stored != Some(true) {
-            self.lane.release();
-            self.read_by_helper(*request, range, style);
-            return Ok(());
-        }
-        if self.large.len() < length {
-            self.large.resize(length, 0);
-        }
-        let outcome = self.lane.fetch(range, &mut self.large[..length], Wait::No);
-        self.lane.release();
-        match outcome {
-            Ok(Nowait::Done) => {
-                reply::data_header(&mut self.output, style, request);
-                let mut buffers = [IoSlice::new(&self.output), IoSlice::new(&self.large[..length])];
-                let sent = self.socket.send(&mut buffers);
-                self.output.clear();
-                if length > OUTPUT_BYTES * 4 {
-                    self.large = Vec::new();
-                }
-                sent
-            }
-            Ok(Nowait::WouldBlock) => {
-                self.read_by_helper(*request, range, style);
-                Ok(())
-            }
-            Err(error) => {
-                self.fail(request, &error);
-                Ok(())
-            }
-        }
-    }
-
-    fn read_by_helper(&self, request: Request, range: ByteRange, style: Style) {
+    pub(super) fn read_by_helper(&self, request: Request, range: ByteRange, style: Style) {
         let (target, socket) = (Arc::clone(&self.negotiated.target), Arc::clone(&self.socket));
         let budget = Arc::clone(&self.common.budget);
         self.outstanding.run(move || {
@@ -225,7 +189,7 @@ impl Session {
     }
 
     fn flush(&mut self, request: &Request, alone: bool) {
-        if alone && self.outstanding.is_idle() {
+        if alone && self.outstanding.count() == 0 {
             match self.lane.flush(self.wrote) {
                 Ok(()) => self.done(request),
                 Err(error) => self.fail(request, &error),
@@ -288,7 +252,7 @@ impl Session {
         });
     }
 
-    fn style(&self, request: &Request) -> Style {
+    pub(super) fn style(&self, request: &Request) -> Style {
         match (self.negotiated.structured, request.flags & flag::DF != 0) {
             (false, _) => Style::Simple,
             (true, false) => Style::Structured,
@@ -296,16 +260,16 @@ impl Session {
         }
     }
 
-    fn done(&mut self, request: &Request) {
+    pub(super) fn done(&mut self, request: &Request) {
         let style = self.style(request);
         reply::done(&mut self.output, style, request);
     }
 
-    fn fail(&mut self, request: &Request, error: &Error) {
+    pub(super) fn fail(&mut self, request: &Request, error: &Error) {
         self.refuse(request, errno(error.kind()), error.message());
     }
 
-    fn refuse(&mut self, request: &Request, number: u32, message: &str) {
+    pub(super) fn refuse(&mut self, request: &Request, number: u32, message: &str) {
         let style = self.style(request);
         reply::error(&mut self.output, style, request, number, message);
     }
@@ -324,7 +288,7 @@ fn to_op<'a>(received: &Received, range: ByteRange, input: &'a [u8]) -> Op<'a> {
     }
 }
 
-fn send(socket: &super::socket::Socket, out: &[u8]) {
+pub(super) fn send(socket: &super::socket::Socket, out: &[u8]) {
     if let Err(error) = socket.send(&mut [IoSlice::new(out)]) {
         // The connection's own thread notices too and ends it.
         tracing::debug!(%error, "a helper's reply was not sent");

@@ -109,9 +109,9 @@ impl Outstanding {
         }
     }
 
-    /// Whether no job is out.
+    /// Number of jobs that are out.
     #[must_use]
-    pub fn is_idle(&self) -> bool {
-        *self.count.0.lock() == 0
+    pub fn count(&self) -> usize {
+        *self.count.0.lock()
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod activation;
 mod budget;
+mod bulk;
 mod execute;
 pub mod exports;
 pub mod handshake;
@@ -54,6 +55,7 @@ impl Server {
         let common = Common {
             helpers: helpers::Helpers::start(HELPERS)?,
             budget: Arc::default(),
+            buffers: Arc::default(),
             spin: busy_poll,
         };
         Ok(Arc::new(Server {

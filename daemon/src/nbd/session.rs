@@ -9,7 +9,9 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::budget::{Budget, Share};
+use parking_lot::Mutex;
+
+use super::budget::{Budget, Buffers, Share};
 use super::exports::Negotiated;
 use super::helpers::{Helpers, Outstanding};
 use super::socket::{Socket, Spin};
@@ -19,6 +21,8 @@ use crate::engine::Target;
 
 /// Bytes taken in one receive: a hundred 4 KiB writes, and small enough to stay in the processor's cache.
 const INPUT_BYTES: usize = 512 << 10;
+/// Writes from this size on go to buffers of their own, and to a helper when more is waiting.
+pub(super) const BULK_BYTES: usize = 64 << 10;
 /// Replies are sent when this much has gathered, at the latest.
 pub(super) const OUTPUT_BYTES: usize = 256 << 10;
 /// Payloads of refused writes are read and dropped up to this size; beyond, the connection ends.
@@ -29,6 +33,7 @@ const DRAIN_MAX: u64 = 128 << 20;
 pub struct Common {
     pub helpers: Arc<Helpers>,
     pub budget: Arc<Budget>,
+    pub buffers: Arc<Buffers>,
     pub spin: Duration,
 }
 
@@ -40,7 +45,8 @@ pub struct Session {
     pub(super) lane: Lane,
     pub(super) outstanding: Outstanding,
     pub(super) output: Vec<u8>,
-    pub(super) large: Vec<u8>,
+    /// Lanes for helpers, so that they keep their leases between jobs.
+    pub(super) lanes: Arc<Mutex<Vec<Lane>>>,
     pub(super) common: Common,
     /// Something was written on this connection.
     pub(super) wrote: bool,
@@ -50,6 +56,9 @@ pub struct Session {
     end: usize,
     /// Held while the input buffer is larger than usual.
     share: Option<Share>,
+    /// The last request was a large write: the next header is received alone, so that its payload can
+    /// go to a buffer of its own without being copied.
+    pub(super) bulk: bool,
 }
 
 /// A request with the place of its payload in the input buffer.
@@ -59,11 +68,20 @@ pub(super) struct Received {
     pub(super) payload: (usize, usize),
 }
 
+impl Received {
+    /// Whether it brings a large payload.
+    pub(super) fn is_bulk(&self) -> bool {
+        self.payload.1 - self.payload.0 >= BULK_BYTES
+    }
+}
+
 /// What lies at the start of the unread input.
 enum Next {
     Whole(Received),
     /// So many bytes in all are needed for the next request.
     Needs(usize),
+    /// A large write whose payload has not been received yet.
+    Bulk(Request),
     /// A write too large to take: its payload has to be skipped.
     Oversized(Request),
     Broken,
@@ -83,7 +101,7 @@ impl Session {
             lane,
             outstanding: Outstanding::new(&common.helpers),
             output: Vec::with_capacity(OUTPUT_BYTES),
-            large: Vec::new(),
+            lanes: Arc::default(),
             spin: Spin::new(common.spin),
             common,
             wrote: false,
@@ -91,6 +109,7 @@ impl Session {
             start: 0,
             end: 0,
             share: None,
+            bulk: false,
         }
     }
 
@@ -123,6 +142,12 @@ impl Session {
                         return Ok(());
                     }
                 }
+                Next::Bulk(request) => {
+                    self.start += REQUEST_LEN;
+                    if !self.bulk_write(request)? {
+                        return Ok(());
+                    }
+                }
                 Next::Whole(_) => {}
             }
         }
@@ -151,6 +176,9 @@ impl Session {
         if request.command == command::WRITE && request.length > PAYLOAD_MAX {
             return Next::Oversized(request);
         }
+        if self.bulk && unread.len() == REQUEST_LEN && payload >= BULK_BYTES {
+            return Next::Bulk(request);
+        }
         if unread.len() < REQUEST_LEN + payload {
             return Next::Needs(REQUEST_LEN + payload);
         }
@@ -162,13 +190,32 @@ impl Session {
     fn fill(&mut self, bytes: usize) -> io::Result<bool> {
         self.make_room(bytes);
         while self.end - self.start < bytes {
-            let got = self.spin.receive(&self.socket, &mut self.input[self.end..])?;
+            let limit = if self.bulk { self.start + bytes } else { self.input.len() };
+            let got = self.spin.receive(&self.socket, &mut self.input[self.end..limit])?;
             if got == 0 {
                 return Ok(false);
             }
             self.end += got;
         }
         Ok(true)
+    }
+
+    /// Receives exactly what `out` takes; `false` at the end of the stream.
+    pub(super) fn receive_exactly(&mut self, out: &mut [u8]) -> io::Result<bool> {
+        let mut at = 0;
+        while at < out.len() {
+            let got = self.spin.receive(&self.socket, &mut out[at..])?;
+            if got == 0 {
+                return Ok(false);
+            }
+            at += got;
+        }
+        Ok(true)
+    }
+
+    /// Whether the client has sent more than what is being done now.
+    pub(super) fn has_more(&self) -> bool {
+        self.start < self.end || self.socket.has_input()
     }
 
     fn make_room(&mut self, bytes: usize) {

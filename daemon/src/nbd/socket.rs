@@ -51,6 +51,13 @@ impl Socket {
         Ok(())
     }
 
+    /// Whether something has arrived that was not received yet.
+    #[must_use]
+    pub fn has_input(&self) -> bool {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+        recv(self.raw(), &mut [0], flags).is_ok_and(|got| got > 0)
+    }
+
     /// Ends the connection's receiving side: what has arrived is still answered.
     pub fn hang_up(&self) {
         if let Err(errno) = shutdown(self.raw(), Shutdown::Read) {

@@ -2,7 +2,8 @@
 //!
 //! Invariants: `used` changes only together with a journal record, `available` is a subset of not used;
 //! a freed block becomes available when the record that freed it is durable and no reader from before
-//! is left (hazard H2); runs leased and never used are forgotten at a restart, since only `used` is kept.
+//! is left (hazard H2), or without waiting for durability when it is young: written and freed between two
+//! syncs, so that no sync can cover its writing without its freeing; runs leased and never used are forgotten at a restart, since only `used` is kept.
 //! Absent: I/O, except that the owner is told what to grow and punch.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -14,6 +15,8 @@ use crate::units::{Pbn, Seq};
 
 /// Available runs shorter than this are passed over while the segment has longer ones to offer.
 const SHORT_RUN: u32 = 4;
+/// Looks at the segments, five seconds apart, that find one wholly free before it is punched.
+const IDLE_LOOKS: u8 = 6;
 /// Wholly free segments that stay allocated, ready for the next writers; the others are punched.
 const WARM_SEGMENTS: usize = 4;
 /// The pool file may be this much larger than what is in use before fragmented segments are reused.
@@ -43,6 +46,8 @@ struct Segment {
     used: u32,
     /// Never written since it was allocated or punched.
     fresh: bool,
+    /// How often it was found wholly free since it was last leased from.
+    idle: u8,
 }
 
 /// The segment that leases come from, how far they have got, and the shortest run worth taking.
@@ -82,7 +87,15 @@ pub struct Allocator {
     /// The host refused to let the file grow; asked again once [`Allocator::block_growth`] clears it.
     growth_blocked: bool,
     pending: VecDeque<Freed>,
+    /// Freed while young: they wait for readers only.
+    young_pending: VecDeque<Freed>,
     pending_blocks: u64,
+    /// Blocks taken by records behind `captured`.
+    young: Bitmap,
+    /// The young blocks, so that forgetting them costs no more than there are.
+    young_runs: Vec<Run>,
+    /// The record up to which the last sync that began reaches.
+    captured: Seq,
     used_blocks: u64,
     dirty: BTreeSet<u32>,
 }
@@ -98,7 +111,12 @@ impl Allocator {
             active: None,
             growth_blocked: false,
             pending: VecDeque::new(),
+            young_pending: VecDeque::new(),
             pending_blocks: 0,
+            young: Bitmap::default(),
+            young_runs: Vec::new(),
+            // Until the first sync begins, as in a replay, nothing is young.
+            captured: Seq(u64::MAX),
             used_blocks: 0,
             dirty: BTreeSet::new(),
         }
@@ -111,8 +129,9 @@ impl Allocator {
             let first = u64::from(self.segment_count()) * u64::from(per);
             self.used.grow(first + u64::from(per));
             self.available.grow(first + u64::from(per));
+            self.young.grow(first + u64::from(per));
             self.available.set_range(first, u64::from(per));
-            self.segments.push(Segment { available: per, used: 0, fresh: true });
+            self.segments.push(Segment { available: per, used: 0, fresh: true, idle: 0 });
         }
     }
 
@@ -213,6 +232,7 @@ impl Allocator {
                     self.available.clear_range(start, u64::from(len));
                     let info = &mut self.segments[active.segment as usize];
                     info.available -= len;
+                    info.idle = 0;
                     self.active = Some(Active { next: start + u64::from(len), ..active });
                     let run = Run { start: Pbn(self.geometry.start + start), len };
                     return Lease::Run { run, fresh: info.fresh };
@@ -243,13 +263,19 @@ impl Allocator {
             for block in 0..u64::from(run.len) {
                 self.take(Pbn(run.start.0 + block))?;
             }
+            if seq > self.captured {
+                self.young.set_range(run.start.0 - self.geometry.start, u64::from(run.len));
+                self.young_runs.push(*run);
+            }
         }
         for block in freed {
             self.release(*block)?;
             self.pending_blocks += 1;
-            match self.pending.back_mut() {
+            let young = self.young.get(block.0 - self.geometry.start);
+            let queue = if young { &mut self.young_pending } else { &mut self.pending };
+            match queue.back_mut() {
                 Some(last) if last.joins(seq, era, *block) => last.run.len += 1,
-                _ => self.pending.push_back(Freed { seq, era, run: Run { start: *block, len: 1 } }),
+                _ => queue.push_back(Freed { seq, era, run: Run { start: *block, len: 1 } }),
             }
         }
         if faults::seeded("h2-reuse-before-durable") {
@@ -273,15 +299,43 @@ impl Allocator {
         }
     }
 
+    /// Makes young freed blocks available that no reader can still reach.
+    pub fn reuse_young(&mut self, oldest_reader: u64) {
+        while let Some(front) = self.young_pending.front().filter(|f| f.era < oldest_reader) {
+            let run = front.run;
+            self.young_pending.pop_front();
+            self.pending_blocks -= u64::from(run.len);
+            self.give_back_each(run);
+        }
+    }
+
+    /// Whether young freed blocks wait for readers.
+    #[must_use]
+    pub fn has_young_pending(&self) -> bool {
+        !self.young_pending.is_empty()
+    }
+
+    /// Notes that a sync begins that will cover the records up to `last`: blocks they took are young no
+    /// longer. Called while no record can be appended.
+    pub fn capture(&mut self, last: Seq) {
+        self.captured = last;
+        for run in std::mem::take(&mut self.young_runs) {
+            self.young.clear_range(run.start.0 - self.geometry.start, u64::from(run.len));
+        }
+    }
+
     /// Takes wholly free segments out of use that should be punched; [`Allocator::punched`] returns them.
     pub fn take_punchable(&mut self) -> Vec<u32> {
         let per = self.geometry.segment_blocks;
         let active = self.active.map(|active| active.segment);
-        let mut idle: Vec<u32> = (0..self.segment_count())
-            .filter(|s| Some(*s) != active)
-            .filter(|s| self.segments[*s as usize].available == per)
-            .filter(|s| !self.segments[*s as usize].fresh)
-            .collect();
+        let mut idle = Vec::new();
+        for (index, segment) in (0..).zip(&mut self.segments) {
+            let free = segment.available == per && !segment.fresh && Some(index) != active;
+            segment.idle = if free { segment.idle.saturating_add(1) } else { 0 };
+            if segment.idle >= IDLE_LOOKS {
+                idle.push(index);
+            }
+        }
         let punch = idle.split_off(idle.len().min(WARM_SEGMENTS));
         for segment in &punch {
             let first = u64::from(*segment) * u64::from(per);

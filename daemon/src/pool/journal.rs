@@ -171,11 +171,12 @@ impl Journal {
         Ok(seq)
     }
 
-    /// Makes everything appended before the call durable, sharing one sync among all who ask.
+    /// Makes everything appended before the call durable, sharing one sync among all who ask. Whoever
+    /// begins a sync first tells `begin` which record it reaches, while nothing can be appended.
     ///
     /// # Errors
     /// The pool has stopped.
-    pub fn sync(&self, file: &PoolFile) -> Result<Seq> {
+    pub fn sync(&self, file: &PoolFile, begin: impl Fn(Seq)) -> Result<Seq> {
         let target = self.head.lock().last;
         let mut state = self.syncing.lock();
         loop {
@@ -191,7 +192,7 @@ impl Journal {
         }
         state.running = true;
         drop(state);
-        let covered = self.close_page();
+        let covered = self.close_page(begin);
         let result = file.sync();
         let mut state = self.syncing.lock();
         state.running = false;
@@ -202,9 +203,10 @@ impl Journal {
         result.map(|()| covered)
     }
 
-    fn close_page(&self) -> Seq {
+    fn close_page(&self, begin: impl Fn(Seq)) -> Seq {
         let mut head = self.head.lock();
         head.position = head.position.next_multiple_of(BLOCK_SIZE);
+        begin(head.last);
         head.last
     }
 

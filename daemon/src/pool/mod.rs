@@ -15,7 +15,7 @@ use std::io::IoSlice;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
@@ -44,6 +44,9 @@ pub struct Layout {
     pub max_bytes: u64,
 }
 
+/// Ranges that wait for writeback at most; a sync finds the rest.
+const BEHIND_MAX: usize = 1 << 12;
+
 /// The open pool.
 #[derive(Debug)]
 pub struct Pool {
@@ -53,6 +56,9 @@ pub struct Pool {
     allocator: Mutex<Allocator>,
     superblock: Mutex<Superblock>,
     growing: Mutex<()>,
+    /// Written ranges that nobody has asked the kernel to write back yet.
+    behind: Mutex<Vec<(u64, u64)>>,
+    written: Condvar,
     /// Bytes that growth of the pool file leaves free on the host's file system, for the metadata store.
     host_reserve: u64,
 }
@@ -162,6 +168,8 @@ impl Closed {
             allocator: Mutex::new(allocator),
             superblock: Mutex::new(self.superblock),
             growing: Mutex::new(()),
+            behind: Mutex::default(),
+            written: Condvar::new(),
             host_reserve,
         }
     }
@@ -193,6 +201,10 @@ impl Pool {
     /// `NoSpace` when nothing is free, after what was freed has been made durable and readers had time.
     pub fn lease(&self, want: u32) -> Result<(Run, bool)> {
         let deadline = Instant::now() + FULL_WAIT;
+        if self.with_allocator(|a| a.has_young_pending()) {
+            let oldest = self.readers.oldest();
+            self.with_allocator(|a| a.reuse_young(oldest));
+        }
         loop {
             let answer = self.with_allocator(|a| a.lease(want));
             match answer {
@@ -232,15 +244,43 @@ impl Pool {
     /// # Errors
     /// The pool has stopped.
     pub fn sync(&self) -> Result<Seq> {
-        let result = self.journal.sync(&self.file);
+        let begin = |last| self.with_allocator(|a| a.capture(last));
+        let result = self.journal.sync(&self.file, begin);
         if result.is_err() {
             self.journal.wake_all();
         }
         let durable = result?;
         faults::fail_point("flush.synced");
         let oldest = self.readers.oldest();
-        self.with_allocator(|a| a.reuse(durable, oldest));
+        self.with_allocator(|a| {
+            a.reuse(durable, oldest);
+            a.reuse_young(oldest);
+        });
         Ok(durable)
+    }
+
+    /// Takes note of written data, for [`Pool::write_back`].
+    pub fn wrote(&self, offset: u64, length: u64) {
+        let mut behind = self.behind.lock();
+        if behind.len() < BEHIND_MAX {
+            behind.push((offset, length));
+            self.written.notify_one();
+        }
+    }
+
+    /// Has the kernel begin to write back what was written lately, so that a sync finds little to do.
+    /// Waits up to `timeout` for something. Background work.
+    pub fn write_back(&self, timeout: Duration) {
+        let ranges = {
+            let mut behind = self.behind.lock();
+            if behind.is_empty() {
+                self.written.wait_for(&mut behind, timeout);
+            }
+            std::mem::take(&mut *behind)
+        };
+        for (offset, length) in ranges {
+            self.file.start_writeback(offset, length);
+        }
     }
 
     /// Appends a record; see [`Journal::append`].

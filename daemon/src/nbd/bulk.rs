@@ -1,0 +1,146 @@
+//! Large reads and writes: copying dominates, so they use a second processor when there is a queue.
+//!
+//! Invariants: a connection does large requests itself unless more are waiting, because a hand-over costs
+//! a wake-up; a payload is received into the buffer it is written from; each request is answered once.
+//! Absent: small requests (`execute.rs`), which never leave the connection's thread.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use super::budget::Buffer;
+use super::execute::{errno, send};
+use super::reply::{self, Style};
+use super::session::Session;
+use super::socket::Socket;
+use super::wire::{Request, command_flag as flag};
+use crate::disk::lane::Lane;
+use crate::disk::read::Wait;
+use crate::disk::write::Op;
+use crate::error::Result;
+use crate::pool::file::Nowait;
+use crate::units::ByteRange;
+
+impl Session {
+    /// Reads a large range and sends it from its own buffer.
+    pub(super) fn bulk_read(
+        &mut self,
+        request: Request,
+        range: ByteRange,
+        style: Style,
+        more: bool,
+    ) -> io::Result<()> {
+        let wants_help = (more || self.has_more()) && self.may_delegate();
+        if wants_help {
+            let (lanes, target) = (Arc::clone(&self.lanes), Arc::clone(&self.negotiated.target));
+            let (common, socket) = (self.common.clone(), Arc::clone(&self.socket));
+            self.outstanding.run(move || {
+                let mut lane = lanes.lock().pop().unwrap_or_else(|| Lane::new(&target.disk));
+                let mut buffer = common.buffers.take(&common.budget, request.length as usize);
+                read(&mut lane, &socket, &request, range, style, &mut buffer);
+                lanes.lock().push(lane);
+            });
+            return Ok(());
+        }
+        // What has gathered leaves first: it is older.
+        self.flush_output()?;
+        let outcome = self.lane.locate(range, Wait::No);
+        self.lane.release();
+        if !matches!(outcome, Ok(Nowait::Done)) {
+            self.read_by_helper(request, range, style);
+            return Ok(());
+        }
+        let mut buffer = self.common.buffers.take(&self.common.budget, request.length as usize);
+        read(&mut self.lane, &self.socket, &request, range, style, &mut buffer);
+        Ok(())
+    }
+
+    /// Receives the payload of a large write and writes it. `false` at the end of the stream.
+    pub(super) fn bulk_write(&mut self, request: Request) -> io::Result<bool> {
+        let mut buffer = self.common.buffers.take(&self.common.budget, request.length as usize);
+        if !self.receive_exactly(&mut buffer)? {
+            return Ok(false);
+        }
+        let range = match self.validate(&request) {
+            Ok(range) => range,
+            Err((number, message)) => {
+                self.refuse(&request, number, &message);
+                return self.flush_output().map(|()| true);
+            }
+        };
+        self.wrote = true;
+        let style = self.style(&request);
+        if self.may_delegate() && self.has_more() {
+            let (lanes, target) = (Arc::clone(&self.lanes), Arc::clone(&self.negotiated.target));
+            let socket = Arc::clone(&self.socket);
+            self.outstanding.run(move || {
+                let mut lane = lanes.lock().pop().unwrap_or_else(|| Lane::new(&target.disk));
+                let result = write(&mut lane, &request, range, &buffer);
+                drop(buffer);
+                lanes.lock().push(lane);
+                let mut out = Vec::with_capacity(64);
+                match result {
+                    Ok(()) => reply::done(&mut out, style, &request),
+                    Err(e) => reply::error(&mut out, style, &request, errno(e.kind()), e.message()),
+                }
+                send(&socket, &out);
+            });
+            return Ok(true);
+        }
+        match write(&mut self.lane, &request, range, &buffer) {
+            Ok(()) => self.done(&request),
+            Err(error) => self.fail(&request, &error),
+        }
+        self.flush_output().map(|()| true)
+    }
+
+    /// Whether a processor is likely to be free for a helper.
+    fn may_delegate(&self) -> bool {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        self.outstanding.count() + 1 < processors
+    }
+}
+
+fn write(lane: &mut Lane, request: &Request, range: ByteRange, data: &[u8]) -> Result<()> {
+    let mut results = Vec::with_capacity(1);
+    lane.submit(&[Op::Write { offset: range.start, data }], &mut results);
+    results.pop().unwrap_or(Ok(()))?;
+    if request.flags & flag::FUA != 0 { lane.flush(true) } else { Ok(()) }
+}
+
+fn read(
+    lane: &mut Lane,
+    socket: &Socket,
+    request: &Request,
+    range: ByteRange,
+    style: Style,
+    buffer: &mut Buffer,
+) {
+    let mut out = Vec::with_capacity(64);
+    let outcome = lane.locate(range, Wait::Yes);
+    let whole = lane.located_alike() == Some(true) || style != Style::Structured;
+    if outcome.is_ok() && whole {
+        let fetched = lane.fetch(range, buffer, Wait::Yes);
+        lane.release();
+        match fetched {
+            Ok(_) => {
+                reply::data_header(&mut out, style, request);
+                let sent = socket.send(&mut [IoSlice::new(&out), IoSlice::new(buffer)]);
+                if let Err(error) = sent {
+                    // The connection's own thread notices too and ends it.
+                    tracing::debug!(%error, "a reply was not sent");
+                }
+            }
+            Err(error) => {
+                reply::error(&mut out, style, request, errno(error.kind()), error.message());
+                send(socket, &out);
+            }
+        }
+        return;
+    }
+    lane.release();
+    if let Err(error) = reply::read(lane, style, request, range, &mut out, Wait::Yes) {
+        out.clear();
+        reply::error(&mut out, style, request, errno(error.kind()), error.message());
+    }
+    send(socket, &out);
+}
