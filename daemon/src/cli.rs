@@ -4,6 +4,7 @@
 //! standard error with their hint, and the exit code is the one `rowctl` documents.
 //! Absent: everything else. The tests start the same function from a binary with faults compiled in.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -60,7 +61,11 @@ const EXAMPLES: &str = "Examples:
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     abort_on_panic();
     match run(&cli) {
         Ok(code) => code,
