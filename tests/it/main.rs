@@ -2,4 +2,7 @@
 //!
 //! Absent: the harness (`tests/src`) and unit tests, which are with the code they test.
 
+mod chains;
 mod daemon;
+mod protocol;
+mod rollback;

@@ -176,6 +176,16 @@ impl Client {
         self.stream.write_all(&message)
     }
 
+    /// A second handle of the same connection, so that one thread can send while another receives.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Client> {
+        let (size, flags, structured) = (self.size, self.flags, self.structured);
+        let (stream, contexts) = (self.stream.try_clone()?, self.contexts.clone());
+        Ok(Client { stream, size, flags, contexts, structured })
+    }
+
     /// Sends bytes as they are.
     ///
     /// # Errors
