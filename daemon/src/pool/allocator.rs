@@ -19,8 +19,10 @@ const SHORT_RUN: u32 = 4;
 const IDLE_LOOKS: u8 = 6;
 /// Wholly free segments that stay allocated, ready for the next writers; the others are punched.
 const WARM_SEGMENTS: usize = 4;
-/// The pool file may be this much larger than what is in use before fragmented segments are reused.
-const SLACK_BLOCKS: u64 = 1 << 18;
+/// The pool file may be half as large again as what is in use, and this much (256 MiB), before
+/// fragmented segments are reused. More room means longer runs, but memory of the page cache that was
+/// never touched costs more than short runs do (ARCHITECTURE.md, "What was tried").
+const SLACK_BLOCKS: u64 = 1 << 16;
 
 /// A contiguous run of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -368,7 +370,7 @@ impl Allocator {
         let per = u64::from(self.geometry.segment_blocks);
         let may_grow = count < self.geometry.max_segments && !self.growth_blocked;
         // Growing keeps writes sequential; the bound keeps a busy small disk from filling the host.
-        let lean = u64::from(count) * per < 2 * self.used_blocks + SLACK_BLOCKS;
+        let lean = u64::from(count) * per < self.used_blocks / 2 * 3 + SLACK_BLOCKS;
         match best {
             Some(s) if !may_grow || self.is_plentiful(s) || !lean => Choice::Segment(s),
             _ if may_grow => Choice::Grow(count + 1),
