@@ -57,6 +57,18 @@ impl Engine {
         Ok(())
     }
 
+    /// Frees up to `leaves` leaves' worth of one node; `false` when there is nothing to free. For tests.
+    ///
+    /// # Errors
+    /// The pool has stopped.
+    pub fn reclaim_once(&self, leaves: usize) -> Result<bool> {
+        let next = |tree: Arc<Tree>| next_node(&tree).map(|(node, child)| (tree, node, child));
+        let Some((tree, node, child)) = self.all_trees().into_iter().find_map(next) else {
+            return Ok(false);
+        };
+        run_step(&self.shared, &tree, node, child, leaves).map(|_| true)
+    }
+
     fn flush_round(&self, state: &mut FlushState) -> Result<()> {
         if self.stopping.wait(self.settings.flush_every) {
             self.stopping.raise();

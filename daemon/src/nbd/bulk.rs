@@ -95,8 +95,7 @@ impl Session {
 
     /// Whether a processor is likely to be free for a helper.
     fn may_delegate(&self) -> bool {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        self.outstanding.count() + 1 < processors
+        self.outstanding.count() + 1 < self.common.processors
     }
 }
 

@@ -57,6 +57,7 @@ impl Server {
             budget: Arc::default(),
             buffers: Arc::default(),
             spin: busy_poll,
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
         };
         Ok(Arc::new(Server {
             engine: Arc::clone(engine),

@@ -35,6 +35,8 @@ pub struct Common {
     pub budget: Arc<Budget>,
     pub buffers: Arc<Buffers>,
     pub spin: Duration,
+    /// Asked once: the answer costs several system calls.
+    pub processors: usize,
 }
 
 /// A connection after its handshake.
@@ -102,7 +104,7 @@ impl Session {
             outstanding: Outstanding::new(&common.helpers),
             output: Vec::with_capacity(OUTPUT_BYTES),
             lanes: Arc::default(),
-            spin: Spin::new(common.spin),
+            spin: Spin::new(common.spin, common.processors / 2),
             common,
             wrote: false,
             input: vec![0; INPUT_BYTES],

@@ -87,11 +87,10 @@ pub struct Spin {
 }
 
 impl Spin {
-    /// Spins up to `limit`; zero never spins.
+    /// Spins up to `limit` while fewer than `spinners_max` threads do; zero never spins.
     #[must_use]
-    pub fn new(limit: Duration) -> Spin {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Spin { limit, long_waits: 0, spinners_max: processors / 2 }
+    pub fn new(limit: Duration, spinners_max: usize) -> Spin {
+        Spin { limit, long_waits: 0, spinners_max }
     }
 
     /// Receives at least one byte, or 0 at the end of the stream.
