@@ -26,7 +26,6 @@ impl Lba {
     /// The leaf that maps this block, and the slot within it.
     #[must_use]
     pub fn split(self) -> (LeafIndex, usize) {
-        #[expect(clippy::cast_possible_truncation, reason = "below LEAF_BLOCKS")]
         let slot = (self.0 % LEAF_BLOCKS) as usize;
         (LeafIndex(self.0 / LEAF_BLOCKS), slot)
     }

@@ -286,10 +286,10 @@ impl Lane {
     ) -> Result<Vec<(Lba, Entry)>> {
         let outer = range.outer_blocks();
         let mut edges = Vec::with_capacity(2);
-        if range.start % BLOCK_SIZE != 0 || range.len() < BLOCK_SIZE {
+        if !range.start.is_multiple_of(BLOCK_SIZE) || range.len() < BLOCK_SIZE {
             edges.push(outer.start);
         }
-        if range.end % BLOCK_SIZE != 0 && !edges.contains(&(outer.end - 1)) {
+        if !range.end.is_multiple_of(BLOCK_SIZE) && !edges.contains(&(outer.end - 1)) {
             edges.push(outer.end - 1);
         }
         let mut expect = Vec::with_capacity(2);

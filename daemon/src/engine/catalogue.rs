@@ -232,10 +232,10 @@ impl Catalogue {
             object: object.to_owned(),
             message: entry.message.clone(),
         });
-        if self.events.len() > EVENTS_KEPT {
-            if let Some(old) = self.events.pop_front() {
-                self.dirty.insert(event_key(old.seq));
-            }
+        if self.events.len() > EVENTS_KEPT
+            && let Some(old) = self.events.pop_front()
+        {
+            self.dirty.insert(event_key(old.seq));
         }
     }
 

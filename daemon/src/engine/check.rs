@@ -8,10 +8,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{Engine, Settings};
 use crate::error::{Error, Result};
-use crate::map::leaf::Leaf;
 use crate::map::tree::{Nodes, Tree};
 use crate::pool::crc32c;
-use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Epoch, LeafIndex, Pbn, TreeId};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Epoch, Lba, LeafIndex, Pbn, TreeId};
 
 /// Findings listed of one kind; more are counted.
 const LISTED_MAX: usize = 100;
@@ -37,12 +36,13 @@ impl Report {
     }
 }
 
-/// Who owns a block, as the map says.
+/// Who owns a block, and what it holds, as the map says.
 struct Owner {
     tree: TreeId,
     node: Epoch,
-    leaf: u64,
-    slot: usize,
+    lba: Lba,
+    birth: Epoch,
+    crc: u32,
 }
 
 /// Checks a pool that no daemon serves. Opening it replays its journal first, as a start does.
@@ -77,7 +77,7 @@ impl Engine {
             compare_counters(&tree, &owners, &mut report);
         }
         if data {
-            self.compare_data(&mut report)?;
+            self.compare_data(&owners, &mut report);
         }
         Ok(report)
     }
@@ -95,16 +95,17 @@ impl Engine {
             for leaf in tree.touched_leaves(meta, &own, 0, usize::MAX)? {
                 let Some((_, found)) = tree.newest(meta, LeafIndex(leaf), &own)? else { continue };
                 report.leaves += 1;
-                for (slot, pbn, birth, _) in found.data() {
+                for (slot, pbn, birth, crc) in found.data() {
                     if !own.contains(birth) {
                         continue;
                     }
                     report.blocks += 1;
-                    let owner = Owner { tree: tree.id, node, leaf, slot };
+                    let lba = Lba(LeafIndex(leaf).first().0 + slot as u64);
+                    let owner = Owner { tree: tree.id, node, lba, birth, crc };
                     if let Some(other) = owners.insert(pbn, owner) {
                         report.found(format!(
-                            "pool block {pbn} is mapped twice: tree {} node {} leaf {} slot {} and tree {} node {node} leaf {leaf} slot {slot}",
-                            other.tree, other.node, other.leaf, other.slot, tree.id
+                            "pool block {pbn} is mapped twice: tree {} node {} block {} and tree {} node {node} block {lba}",
+                            other.tree, other.node, other.lba, tree.id
                         ));
                     }
                 }
@@ -151,23 +152,22 @@ impl Engine {
         Ok(())
     }
 
-    /// Reads every block that some version of a leaf names.
-    fn compare_data(&self, report: &mut Report) -> Result<()> {
+    /// Reads every stored block, in the order of the pool file.
+    fn compare_data(&self, owners: &HashMap<Pbn, Owner>, report: &mut Report) {
+        let mut all: Vec<_> = owners.iter().collect();
+        all.sort_unstable_by_key(|(pbn, _)| **pbn);
         let mut block = vec![0u8; BLOCK_BYTES];
-        let file = &self.shared.pool.file;
-        self.shared.meta.for_each_version(|tree, index, epoch, leaf: &Leaf| {
-            for (slot, pbn, birth, crc) in leaf.data().filter(|(_, _, birth, _)| *birth == epoch) {
-                let damaged = file.read(pbn.offset(), &mut block).is_err() || crc32c(&block) != crc;
-                if damaged && self.shared.pool.with_allocator(|a| a.is_used(pbn)) {
-                    let offset = (index.first().0 + slot as u64) * BLOCK_SIZE;
-                    let holders = self.holders(&self.tree(tree), epoch).join(", ");
-                    report.found(format!(
-                        "pool block {pbn}, offset {offset}, written in epoch {birth}: not what was written; held by {holders}"
-                    ));
-                }
+        for (pbn, owner) in all {
+            let read = self.shared.pool.file.read(pbn.offset(), &mut block);
+            if read.is_ok() && crc32c(&block) == owner.crc {
+                continue;
             }
-            Ok(())
-        })
+            let (offset, birth) = (owner.lba.0 * BLOCK_SIZE, owner.birth);
+            let holders = self.holders(&self.tree(owner.tree), owner.node).join(", ");
+            report.found(format!(
+                "pool block {pbn}, offset {offset}, written in epoch {birth}: not what was written; held by {holders}"
+            ));
+        }
     }
 }
 

@@ -16,6 +16,9 @@ use crate::units::{DiskId, SnapshotId};
 
 /// How long a disconnected client may take to end its last requests.
 const HANGUP_WAIT: Duration = Duration::from_secs(10);
+/// How long a refusal waits for clients to end by themselves. One that has just closed its connection
+/// is noticed within this, so that scripts may disconnect and roll back in one breath.
+const GOING_WAIT: Duration = Duration::from_millis(100);
 
 /// What a connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -140,6 +143,12 @@ impl Clients {
 
     fn exclude_subject(&self, subject: Subject, name: &str, force: bool) -> Result<Exclusion> {
         let mut state = self.state.0.lock();
+        let noticed = Instant::now() + GOING_WAIT;
+        while !force && of(&state, &subject).next().is_some() {
+            if self.state.1.wait_until(&mut state, noticed).timed_out() {
+                break;
+            }
+        }
         let holders: Vec<ClientInfo> = of(&state, &subject).map(|(_, c)| c.info.clone()).collect();
         if !holders.is_empty() && !force {
             let list: Vec<String> = holders.iter().map(describe).collect();

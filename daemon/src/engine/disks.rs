@@ -168,7 +168,7 @@ impl Engine {
             .hint(format!("make a disk of it: `rowctl disk create NAME --from {to}`")));
         }
         let message = format!("disk {} rolled back to {}", disk.name, snapshot.name);
-        self.switch(by, &disk, Some(&snapshot), "disk.rollback", message, force)
+        self.switch(by, &disk, Some(&snapshot), Switch { kind: "disk.rollback", message, force })
     }
 
     /// Returns a disk to the state before its last rollback or reinit. Doing it again returns once more.
@@ -191,7 +191,7 @@ impl Engine {
             .hint("the state before a rollback is kept for a limited time; see `undo_hours`"));
         };
         let message = format!("disk {} returned to {}", disk.name, snapshot.name);
-        self.switch(by, &disk, Some(&snapshot), "disk.undo", message, force)
+        self.switch(by, &disk, Some(&snapshot), Switch { kind: "disk.undo", message, force })
     }
 
     /// Returns a disk to what it was when it was made: a snapshot's contents, or nothing.
@@ -212,7 +212,7 @@ impl Engine {
             })?),
         };
         let message = format!("disk {} returned to its first contents", disk.name);
-        self.switch(by, &disk, origin.as_ref(), "disk.reinit", message, force)
+        self.switch(by, &disk, origin.as_ref(), Switch { kind: "disk.reinit", message, force })
     }
 
     /// Freezes the head as an undo snapshot and lets the disk go on below `target`, or empty.
@@ -221,10 +221,9 @@ impl Engine {
         by: Actor,
         disk: &DiskRecord,
         target: Option<&SnapshotRecord>,
-        kind: &str,
-        message: String,
-        force: bool,
+        what: Switch<'_>,
     ) -> Result<Rollback> {
+        let Switch { kind, message, force } = what;
         let disconnected = self.clients.exclude(&disk.id, &disk.name, force)?;
         let at = now();
         let head = self.tree(disk.tree).next_epoch()?;
@@ -273,6 +272,13 @@ impl Engine {
         Lane::new(&self.live(id)?).submit(&[DataOp::Trim { range }], &mut results);
         results.pop().unwrap_or(Ok(()))
     }
+}
+
+/// How a switch of heads is told, and whether clients are disconnected for it.
+struct Switch<'a> {
+    kind: &'a str,
+    message: String,
+    force: bool,
 }
 
 fn disk_size(asked: Option<u64>, origin: Option<&SnapshotRecord>) -> Result<u64> {

@@ -7,7 +7,8 @@
 use crate::error::{Error, Result};
 use crate::units::{Epoch, LEAF_BLOCKS, Pbn};
 
-const SLOTS: usize = LEAF_BLOCKS as usize;
+const SLOTS: usize = 64;
+const _: () = assert!(SLOTS as u64 == LEAF_BLOCKS, "a leaf has a slot for each of its blocks");
 const BIRTH_BITS: u32 = 24;
 const BIRTH_MASK: u64 = (1 << BIRTH_BITS) - 1;
 /// A slot that was never written, or was trimmed.
@@ -16,7 +17,7 @@ const HOLE: u64 = 0;
 const ZERO: u64 = u64::MAX;
 
 /// The largest epoch a leaf can name.
-pub const MAX_EPOCH: u32 = BIRTH_MASK as u32;
+pub const MAX_EPOCH: u32 = (1 << BIRTH_BITS) - 1;
 /// Memory that one cached leaf takes, with its place in a table.
 pub const LEAF_MEMORY: usize = SLOTS * 12 + 96;
 

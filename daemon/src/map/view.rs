@@ -335,12 +335,12 @@ impl View {
     /// Copies the counters of a head to its node, where a checkpoint finds them.
     pub fn store_counters(&self, state: &State) {
         let mut nodes = self.tree.nodes.lock();
-        if let Some(node) = nodes.all.get_mut(&state.node) {
-            if node.live != state.live || node.dead != state.dead {
-                node.live = state.live;
-                node.dead.clone_from(&state.dead);
-                nodes.touched.insert(state.node);
-            }
+        if let Some(node) = nodes.all.get_mut(&state.node)
+            && (node.live != state.live || node.dead != state.dead)
+        {
+            node.live = state.live;
+            node.dead.clone_from(&state.dead);
+            nodes.touched.insert(state.node);
         }
     }
 

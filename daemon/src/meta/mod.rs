@@ -134,7 +134,7 @@ impl Meta {
             cursor.next();
             let repeats = |key: &[u8]| keys::parse_version(key).is_some_and(|(_, l, _)| l == leaf);
             if cursor.item().is_some_and(|(key, _)| repeats(key)) {
-                cursor.seek(&keys::version(tree, LeafIndex(leaf.0 + 1), newest));
+                cursor.seek(keys::version(tree, LeafIndex(leaf.0 + 1), newest));
             }
         }
         cursor.status().map_err(failed("walk the map"))?;

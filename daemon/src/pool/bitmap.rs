@@ -112,14 +112,14 @@ mod tests {
             for (at, len, set) in changes {
                 let len = len.min(256 - at);
                 if set { bitmap.set_range(at, len) } else { bitmap.clear_range(at, len) }
-                model[at as usize..(at + len) as usize].fill(set);
+                model[index(at)..index(at + len)].fill(set);
             }
             let shortest = shortest.min(longest);
             let mut at = 0;
             let mut expected = None;
             while at < 256 {
                 let len = model[at..].iter().take(longest as usize).take_while(|b| **b).count();
-                if len >= shortest as usize { expected = Some((at as u64, len as u32)); break; }
+                if len >= shortest as usize { expected = Some((at as u64, u32::try_from(len).unwrap())); break; }
                 at += len.max(1);
             }
             prop_assert_eq!(bitmap.next_run(0, 256, longest, shortest), expected);

@@ -68,7 +68,7 @@ impl PoolFile {
     ///
     /// # Errors
     /// The file cannot be asked.
-    pub fn len(&self) -> Result<u64> {
+    pub fn length(&self) -> Result<u64> {
         use std::io::{Seek, SeekFrom};
         let mut file: &File = &self.file;
         file.seek(SeekFrom::End(0)).map_err(|e| Error::io("measure the pool file", &e))

@@ -159,7 +159,8 @@ impl Journal {
         let seq = head.last.next();
         let position = place(head.position, length as u64, self.ring.bytes);
         let mut scratch = std::mem::take(&mut head.scratch);
-        encode(&mut scratch, &self.ring, self.opening, seq, durable, kind, body);
+        let header = Header { opening: self.opening, seq, durable, kind };
+        encode(&mut scratch, &self.ring, &header, body);
         let written = file.write(JOURNAL_START + position % self.ring.bytes, &scratch);
         head.scratch = scratch;
         if let Err(error) = written {
@@ -258,15 +259,16 @@ fn place(position: u64, length: u64, ring: u64) -> u64 {
     if position % ring + length <= ring { position } else { position.next_multiple_of(ring) }
 }
 
-fn encode(
-    out: &mut Vec<u8>,
-    ring: &Ring,
+/// What a record says of itself.
+struct Header {
     opening: u32,
     seq: Seq,
     durable: Seq,
     kind: Kind,
-    body: &[u8],
-) {
+}
+
+fn encode(out: &mut Vec<u8>, ring: &Ring, header: &Header, body: &[u8]) {
+    let Header { opening, seq, durable, kind } = header;
     let length = u32::try_from(HEADER_BYTES + body.len()).expect("below MAX_RECORD");
     out.clear();
     out.extend_from_slice(&MAGIC.to_le_bytes());
@@ -276,7 +278,7 @@ fn encode(
     out.extend_from_slice(&seq.0.to_le_bytes());
     out.extend_from_slice(&durable.0.to_le_bytes());
     out.extend_from_slice(&ring.tag.to_le_bytes());
-    out.extend_from_slice(&(kind as u32).to_le_bytes());
+    out.extend_from_slice(&(*kind as u32).to_le_bytes());
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(body);
     let crc = super::crc32c(&out[8..]);
@@ -382,10 +384,9 @@ impl<'a> Reader<'a> {
         let mut proof = None;
         // The first record after each sync starts a page, and only that one can raise the watermark.
         for page in 0..self.ring.bytes / BLOCK_SIZE {
-            if let Some(record) = self.record_at(page * BLOCK_SIZE)? {
-                if record.durable > self.last && record.seq > self.last {
-                    proof = proof.max(Some(record.durable));
-                }
+            let found = self.record_at(page * BLOCK_SIZE)?;
+            if let Some(record) = found.filter(|r| r.durable > self.last && r.seq > self.last) {
+                proof = proof.max(Some(record.durable));
             }
         }
         match proof {

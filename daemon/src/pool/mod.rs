@@ -142,7 +142,7 @@ impl Closed {
     pub fn allocator(&self) -> Result<Allocator> {
         let start = self.superblock.data_start();
         let per = u64::from(self.superblock.segment_blocks);
-        let have = (self.file.len()? / BLOCK_SIZE).saturating_sub(start) / per;
+        let have = (self.file.length()? / BLOCK_SIZE).saturating_sub(start) / per;
         let most = self.superblock.max_blocks / per;
         let max = if self.file.is_device() { have.min(most) } else { most };
         let geometry = Geometry {
