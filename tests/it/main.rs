@@ -3,6 +3,10 @@
 //! Absent: the harness (`tests/src`) and unit tests, which are with the code they test.
 
 mod chains;
+mod crash_kill;
+mod clients;
 mod daemon;
+mod filesystems;
+mod model;
 mod protocol;
 mod rollback;

@@ -1,0 +1,431 @@
+//! The machine: an engine over a tiny pool, the model beside it, and what each operation does to both.
+//!
+//! Invariants: the engine has no background threads, so a case does the same each time; checkpoints
+//! come before the bounds of journal and dirty leaves are met, since nobody else would make them.
+//! Absent: data requests (`data.rs`), comparisons (`compare.rs`), power cuts (`power.rs`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rowd::disk::lane::Lane;
+use rowd::engine::api::{Actor, DiskSpec, Rollback, SnapshotChange, SnapshotSpec, Tags};
+use rowd::engine::{Engine, Settings, Target};
+use rowd::error::{Error, ErrorKind};
+use rowd::units::{BLOCK_SIZE, BlockRange, DiskId};
+use tempfile::TempDir;
+
+use super::op::Op;
+use super::power::Image;
+use super::reference::{Effect, Reference};
+
+pub const BY: Actor = Actor { uid: 0, pid: 1 };
+/// Data blocks of the pool: ten segments.
+pub const POOL_BLOCKS: u64 = 640;
+pub const SEGMENT_BLOCKS: u64 = 64;
+/// Manual snapshots a disk may have.
+pub const QUOTA: usize = 6;
+const DISKS_MAX: usize = 4;
+const SNAPSHOTS_MAX: usize = 14;
+/// Leaves that may be dirty without a checkpoint, less what one operation adds.
+const DIRTY_MAX: u64 = 40;
+const JOURNAL_MAX: u64 = 1 << 20;
+
+pub type Outcome = Result<(), String>;
+
+/// The settings of every pool of the model test.
+pub fn settings(dir: &std::path::Path) -> Settings {
+    Settings {
+        dir: dir.to_owned(),
+        pool: dir.join("pool"),
+        segment_bytes: SEGMENT_BLOCKS * BLOCK_SIZE,
+        journal_bytes: 2 << 20,
+        max_bytes: POOL_BLOCKS * BLOCK_SIZE,
+        host_reserve: 0,
+        map_cache: 64 << 10,
+        quota_manual: QUOTA,
+        quota_auto: 4,
+        undo_kept: Duration::from_secs(86_400),
+        flush_every: Duration::from_secs(1),
+        checkpoint_every: Duration::from_secs(5),
+        scrub_rate: 0,
+        background: false,
+    }
+}
+
+/// A connection: the lane goes before the target.
+pub struct Session {
+    pub lane: Lane,
+    _target: Target,
+}
+
+pub struct Machine {
+    pub dir: TempDir,
+    engine: Option<Arc<Engine>>,
+    pub reference: Reference,
+    pub sessions: HashMap<DiskId, Session>,
+    pub image: Image,
+    pub stamp: u64,
+    names: u64,
+    dirtied: u64,
+}
+
+impl Machine {
+    pub fn new() -> Result<Machine, String> {
+        // In memory: the model test is about states, not about devices.
+        let dir = tempfile::Builder::new().prefix("rowd-model-").tempdir_in("/dev/shm");
+        let dir = dir.map_err(|e| e.to_string())?;
+        let engine = Engine::open(settings(dir.path())).map_err(text)?;
+        let mut machine = Machine {
+            dir,
+            engine: Some(engine),
+            reference: Reference::default(),
+            sessions: HashMap::new(),
+            image: Image::default(),
+            stamp: 0,
+            names: 0,
+            dirtied: 0,
+        };
+        machine.create(200)?;
+        machine.observe()?;
+        Ok(machine)
+    }
+
+    pub fn engine(&self) -> &Arc<Engine> {
+        self.engine.as_ref().expect("open between operations")
+    }
+
+    /// Does one operation and compares what it touched.
+    pub fn step(&mut self, op: &Op) -> Outcome {
+        self.make_room()?;
+        self.act(op)?;
+        self.observe()
+    }
+
+    fn act(&mut self, op: &Op) -> Outcome {
+        match op {
+            Op::Data { disk, items } => match self.disk(*disk) {
+                Some(disk) => self.data(disk, items),
+                None => Ok(()),
+            },
+            Op::Flush { disk } => self.flush(*disk),
+            Op::Snapshot { disk } => self.snapshot(*disk),
+            Op::DeleteSnapshot { snapshot, force } => self.delete_snapshot(*snapshot, *force),
+            Op::Rollback { disk, snapshot, busy } => self.rollback(*disk, *snapshot, *busy),
+            Op::Undo { disk } => self.undo(*disk),
+            Op::Reinit { disk } => self.reinit(*disk),
+            Op::Clone { snapshot, extra_blocks } => self.clone_of(*snapshot, *extra_blocks),
+            Op::Create { blocks } => self.create(u64::from(*blocks)),
+            Op::DeleteDisk { disk, busy } => self.delete_disk(*disk, *busy),
+            Op::Resize { disk, blocks } => self.resize(*disk, u64::from(*blocks)),
+            Op::Rename { disk } => self.rename(*disk),
+            Op::Tag { disk } => self.tag(*disk),
+            Op::RenameSnapshot { snapshot } => self.rename_snapshot(*snapshot),
+            Op::Checkpoint => self.checkpoint(),
+            Op::ReclaimStep { leaves, steps } => self.reclaim(*leaves, *steps),
+            Op::ReclaimAll => self.engine().reclaim_all().map_err(text),
+            Op::Reopen => self.reopen(true),
+            Op::CrashReopen => self.reopen(false),
+            Op::PowerCut { seed } => self.power_cut(*seed),
+            Op::Verify => self.compare_all(),
+        }
+    }
+
+    /// The end of a case: everything is compared, walked, and opened once more.
+    pub fn finish(&mut self) -> Outcome {
+        self.compare_all()?;
+        self.check()?;
+        self.reopen(true)?;
+        self.compare_all()
+    }
+
+    pub fn disk(&self, number: u8) -> Option<usize> {
+        let count = self.reference.disks.len();
+        (count > 0).then(|| usize::from(number) % count)
+    }
+
+    fn pick_snapshot(&self, number: u8) -> Option<usize> {
+        let count = self.reference.snapshots.len();
+        (count > 0).then(|| usize::from(number) % count)
+    }
+
+    fn new_name(&mut self) -> String {
+        self.names += 1;
+        format!("name-{}", self.names)
+    }
+
+    /// The session of a disk, opened when first used.
+    pub fn session(&mut self, disk: usize) -> Result<&mut Session, String> {
+        let (id, name) = {
+            let disk = &self.reference.disks[disk];
+            (disk.id.clone(), disk.name.clone())
+        };
+        if !self.sessions.contains_key(&id) {
+            let engine = self.engine();
+            let target = engine.open_export(&name, "model", None, Box::new(|| {})).map_err(text)?;
+            let lane = Lane::new(&target.disk);
+            self.sessions.insert(id.clone(), Session { lane, _target: target });
+        }
+        Ok(self.sessions.get_mut(&id).expect("just opened"))
+    }
+
+    fn flush(&mut self, disk: u8) -> Outcome {
+        let Some(disk) = self.disk(disk) else { return Ok(()) };
+        self.session(disk)?.lane.flush(true).map_err(text)
+    }
+
+    pub fn checkpoint(&mut self) -> Outcome {
+        self.dirtied = 0;
+        self.engine().checkpoint().map_err(text)
+    }
+
+    /// Notes leaves that an operation dirties.
+    pub fn dirties(&mut self, leaves: u64) -> Outcome {
+        if self.dirtied + leaves > DIRTY_MAX {
+            self.checkpoint()?;
+        }
+        self.dirtied += leaves;
+        Ok(())
+    }
+
+    fn make_room(&mut self) -> Outcome {
+        if self.engine().status().journal_used_bytes > JOURNAL_MAX {
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, blocks: u64) -> Outcome {
+        if self.reference.disks.len() >= DISKS_MAX {
+            return Ok(());
+        }
+        let name = self.new_name();
+        self.make_disk(name, Some(blocks * BLOCK_SIZE), None)
+    }
+
+    fn clone_of(&mut self, snapshot: u8, extra: u8) -> Outcome {
+        let Some(snapshot) = self.pick_snapshot(snapshot) else { return Ok(()) };
+        if self.reference.disks.len() >= DISKS_MAX {
+            return Ok(());
+        }
+        let name = self.new_name();
+        let size = self.reference.snapshots[snapshot].size + u64::from(extra) * BLOCK_SIZE;
+        self.make_disk(name, (extra > 0).then_some(size), Some(snapshot))
+    }
+
+    fn make_disk(&mut self, name: String, size: Option<u64>, from: Option<usize>) -> Outcome {
+        let origin = from.map(|at| self.reference.snapshots[at].id.clone());
+        let spec = DiskSpec {
+            name: name.clone(),
+            size,
+            from: origin,
+            description: String::new(),
+            tags: Tags::new(),
+        };
+        let made = self.engine().disk_create(BY, spec).map_err(text)?;
+        self.reference.create_disk(made.id, &name, made.size, from);
+        let last = self.reference.disks.len() - 1;
+        self.compare_disk(last)
+    }
+
+    fn snapshot(&mut self, disk: u8) -> Outcome {
+        let Some(disk) = self.disk(disk) else { return Ok(()) };
+        if self.reference.snapshots.len() >= SNAPSHOTS_MAX {
+            return self.delete_snapshot(0, true);
+        }
+        let (id, name) = (self.reference.disks[disk].id.clone(), self.new_name());
+        let manual = self.reference.snapshots.iter().filter(|s| s.disk == id && !s.undo).count();
+        let spec = SnapshotSpec {
+            disk: id,
+            name: Some(name.clone()),
+            description: String::new(),
+            tags: Tags::new(),
+        };
+        match self.engine().snapshot_create(BY, spec) {
+            Ok(_) if manual >= QUOTA => Err("the quota is not kept".to_owned()),
+            Ok(made) => {
+                let node = self.reference.freeze(disk, made.id, &name, false);
+                self.reference.go_on(disk, Some(node));
+                self.compare_disk(disk)
+            }
+            Err(error) if error.kind() == ErrorKind::Quota && manual >= QUOTA => Ok(()),
+            Err(error) => Err(text(error)),
+        }
+    }
+
+    fn delete_snapshot(&mut self, snapshot: u8, force: bool) -> Outcome {
+        let Some(at) = self.pick_snapshot(snapshot) else { return Ok(()) };
+        let id = self.reference.snapshots[at].id.clone();
+        let made = self.reference.disks.iter().any(|disk| disk.origin.as_ref() == Some(&id));
+        match self.engine().snapshot_delete(BY, &id, force) {
+            Ok(_) if made && !force => Err("a snapshot with clones went without force".to_owned()),
+            Ok(_) => {
+                self.reference.delete_snapshot(at);
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::InUse && made && !force => Ok(()),
+            Err(error) => Err(text(error)),
+        }
+    }
+
+    fn delete_disk(&mut self, disk: u8, busy: bool) -> Outcome {
+        let Some(at) = self.disk(disk) else { return Ok(()) };
+        let id = self.reference.disks[at].id.clone();
+        if busy && self.sessions.contains_key(&id) {
+            return refused(self.engine().disk_delete(BY, &id, false));
+        }
+        self.sessions.remove(&id);
+        self.engine().disk_delete(BY, &id, false).map_err(text)?;
+        self.reference.delete_disk(at);
+        Ok(())
+    }
+
+    fn rollback(&mut self, disk: u8, snapshot: u8, busy: bool) -> Outcome {
+        let Some(at) = self.disk(disk) else { return Ok(()) };
+        let id = self.reference.disks[at].id.clone();
+        let own: Vec<_> = self.reference.snapshots.iter().filter(|s| s.disk == id).collect();
+        let Some(to) = own.get(usize::from(snapshot) % own.len().max(1)) else { return Ok(()) };
+        let (to, node, size) = (to.id.clone(), to.node, to.size);
+        if busy && self.sessions.contains_key(&id) {
+            return refused(self.engine().disk_rollback(BY, &id, &to, false));
+        }
+        self.sessions.remove(&id);
+        let done = self.engine().disk_rollback(BY, &id, &to, false).map_err(text)?;
+        self.switched(at, &done, Some(node), size)
+    }
+
+    fn undo(&mut self, disk: u8) -> Outcome {
+        let Some(at) = self.disk(disk) else { return Ok(()) };
+        let id = self.reference.disks[at].id.clone();
+        let of_disk = self.reference.snapshots.iter().filter(|s| s.disk == id && s.undo);
+        let newest = of_disk.max_by_key(|s| s.node).map(|s| (s.node, s.size));
+        self.sessions.remove(&id);
+        match (self.engine().disk_undo(BY, &id, false), newest) {
+            (Ok(done), Some((node, size))) => self.switched(at, &done, Some(node), size),
+            (Err(error), None) if error.kind() == ErrorKind::WrongState => Ok(()),
+            (outcome, _) => Err(format!("undo: {outcome:?}")),
+        }
+    }
+
+    fn reinit(&mut self, disk: u8) -> Outcome {
+        let Some(at) = self.disk(disk) else { return Ok(()) };
+        let (id, origin) = {
+            let disk = &self.reference.disks[at];
+            (disk.id.clone(), disk.origin.clone())
+        };
+        let target = origin.as_ref().map(|origin| {
+            let found = self.reference.snapshots.iter().find(|s| s.id == *origin);
+            found.map(|s| (s.node, s.size))
+        });
+        self.sessions.remove(&id);
+        match (self.engine().disk_reinit(BY, &id, false), target) {
+            (Ok(done), None) => self.switched(at, &done, None, 0),
+            (Ok(done), Some(Some((node, size)))) => self.switched(at, &done, Some(node), size),
+            (Err(error), Some(None)) if error.kind() == ErrorKind::WrongState => Ok(()),
+            (outcome, _) => Err(format!("reinit: {outcome:?}")),
+        }
+    }
+
+    fn switched(
+        &mut self,
+        at: usize,
+        done: &Rollback,
+        parent: Option<u64>,
+        size: u64,
+    ) -> Outcome {
+        self.reference.freeze(at, done.undo.clone(), &done.undo_name, true);
+        self.reference.go_on(at, parent);
+        let disk = &mut self.reference.disks[at];
+        disk.size = disk.size.max(size);
+        self.compare_disk(at)
+    }
+
+    fn resize(&mut self, disk: u8, blocks: u64) -> Outcome {
+        let Some(at) = self.disk(disk) else { return Ok(()) };
+        let (id, old) = (self.reference.disks[at].id.clone(), self.reference.disks[at].size);
+        let size = blocks * BLOCK_SIZE;
+        self.dirties(8)?;
+        if size < old {
+            if self.engine().disk_resize(BY, &id, size, false).is_ok() {
+                return Err("a disk shrank without force".to_owned());
+            }
+            self.sessions.remove(&id);
+        }
+        self.engine().disk_resize(BY, &id, size, true).map_err(text)?;
+        let beyond = BlockRange::new(blocks.min(old / BLOCK_SIZE), blocks.max(old / BLOCK_SIZE));
+        self.reference.apply(at, &Effect::Clear(beyond));
+        self.reference.disks[at].size = size;
+        self.compare_disk(at)
+    }
+
+    fn rename(&mut self, disk: u8) -> Outcome {
+        let Some(at) = self.disk(disk) else { return Ok(()) };
+        let (id, name) = (self.reference.disks[at].id.clone(), self.new_name());
+        self.engine().disk_rename(BY, &id, &name).map_err(text)?;
+        self.reference.disks[at].name = name;
+        Ok(())
+    }
+
+    fn tag(&mut self, disk: u8) -> Outcome {
+        let Some(at) = self.disk(disk) else { return Ok(()) };
+        let set = Tags::from([("key".to_owned(), self.new_name())]);
+        let id = &self.reference.disks[at].id;
+        let told = self.engine().tag_disk(BY, id, &set, &[]).map_err(text)?.tags;
+        if told == set { Ok(()) } else { Err(format!("tags are {told:?}, not {set:?}")) }
+    }
+
+    fn rename_snapshot(&mut self, snapshot: u8) -> Outcome {
+        let Some(at) = self.pick_snapshot(snapshot) else { return Ok(()) };
+        let (id, name) = (self.reference.snapshots[at].id.clone(), self.new_name());
+        let change = SnapshotChange { name: Some(name.clone()), description: None };
+        self.engine().snapshot_change(BY, &id, change).map_err(text)?;
+        self.reference.snapshots[at].name = name;
+        Ok(())
+    }
+
+    fn reclaim(&mut self, leaves: u8, steps: u8) -> Outcome {
+        for _ in 0..steps {
+            self.engine().reclaim_once(usize::from(leaves)).map_err(text)?;
+        }
+        Ok(())
+    }
+
+    fn reopen(&mut self, close: bool) -> Outcome {
+        if close {
+            self.engine().close().map_err(text)?;
+        }
+        self.shut()?;
+        self.open()?;
+        self.compare_contents(&self.reference)?;
+        self.compare_all()
+    }
+
+    /// Drops the engine, as `kill -9` would.
+    pub fn shut(&mut self) -> Outcome {
+        self.sessions.clear();
+        let engine = self.engine.take().expect("open between operations");
+        match Arc::into_inner(engine) {
+            Some(_) => Ok(()),
+            None => Err("somebody still holds the engine".to_owned()),
+        }
+    }
+
+    pub fn open(&mut self) -> Outcome {
+        let opened = Engine::open(settings(self.dir.path()));
+        self.engine = Some(opened.map_err(|e| format!("open: {e}"))?);
+        self.dirtied = 0;
+        Ok(())
+    }
+}
+
+fn refused<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Outcome {
+    match outcome {
+        Err(error) if error.kind() == ErrorKind::InUse => Ok(()),
+        other => Err(format!("a busy disk should be refused: {other:?}")),
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "fits map_err")]
+pub fn text(error: Error) -> String {
+    format!("{:?}: {error}", error.kind())
+}

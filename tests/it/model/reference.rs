@@ -1,0 +1,230 @@
+//! The reference model: what disks and snapshots hold, in plain maps, with every stored block's identity.
+//!
+//! Invariants: a node is one state of one disk, whole in itself; a block is in use while some node has
+//! it. A released node goes when it has fewer than two children, as `map/reclaim.rs` has it.
+//! Absent: everything that makes it fast, and every idea of how rowd does it.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::rc::Rc;
+
+use rowd::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, ByteRange, DiskId, SnapshotId};
+
+pub type NodeId = u64;
+
+/// A block that takes space.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Differs from that of every other block ever written.
+    pub identity: u64,
+    pub bytes: Rc<[u8]>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub tree: u64,
+    pub parent: Option<NodeId>,
+    pub blocks: Rc<BTreeMap<u64, Stored>>,
+    pub released: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Disk {
+    pub id: DiskId,
+    pub name: String,
+    pub size: u64,
+    pub head: NodeId,
+    pub origin: Option<SnapshotId>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub id: SnapshotId,
+    pub name: String,
+    pub disk: DiskId,
+    pub size: u64,
+    pub node: NodeId,
+    pub undo: bool,
+}
+
+/// One effect that happens whole or not at all.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    Write { offset: u64, data: Vec<u8> },
+    Clear(BlockRange),
+}
+
+/// The whole pool.
+#[derive(Clone, Debug, Default)]
+pub struct Reference {
+    pub nodes: BTreeMap<NodeId, Node>,
+    pub disks: Vec<Disk>,
+    pub snapshots: Vec<Snapshot>,
+    next: u64,
+}
+
+impl Reference {
+    fn fresh(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn add_node(&mut self, parent: Option<NodeId>) -> NodeId {
+        let id = self.fresh();
+        let (tree, blocks) = match parent {
+            Some(parent) => (self.nodes[&parent].tree, Rc::clone(&self.nodes[&parent].blocks)),
+            None => (id, Rc::default()),
+        };
+        self.nodes.insert(id, Node { tree, parent, blocks, released: false });
+        id
+    }
+
+    /// The blocks of a disk's present state.
+    pub fn of_disk(&self, disk: usize) -> &BTreeMap<u64, Stored> {
+        &self.nodes[&self.disks[disk].head].blocks
+    }
+
+    pub fn apply(&mut self, disk: usize, effect: &Effect) {
+        let mut blocks = Rc::clone(&self.nodes[&self.disks[disk].head].blocks);
+        let map = Rc::make_mut(&mut blocks);
+        match effect {
+            Effect::Clear(range) => map.retain(|lba, _| !(range.start..range.end).contains(lba)),
+            Effect::Write { offset, data } => {
+                let range = ByteRange::new(*offset, data.len() as u64).expect("small");
+                let outer = if range.is_empty() { 0..0 } else { of(range.outer_blocks()) };
+                for lba in outer {
+                    let mut bytes = map.get(&lba).map_or_else(zeros, |s| s.bytes.to_vec());
+                    let from = range.start.max(lba * BLOCK_SIZE);
+                    let to = range.end.min((lba + 1) * BLOCK_SIZE);
+                    let (into, source) = (index(from - lba * BLOCK_SIZE), index(from - offset));
+                    let len = index(to - from);
+                    bytes[into..into + len].copy_from_slice(&data[source..source + len]);
+                    self.next += 1;
+                    map.insert(lba, Stored { identity: self.next, bytes: bytes.into() });
+                }
+            }
+        }
+        let head = self.disks[disk].head;
+        self.nodes.get_mut(&head).expect("a head").blocks = blocks;
+    }
+
+    pub fn create_disk(&mut self, id: DiskId, name: &str, size: u64, from: Option<usize>) {
+        let parent = from.map(|snapshot| self.snapshots[snapshot].node);
+        let origin = from.map(|snapshot| self.snapshots[snapshot].id.clone());
+        let head = self.add_node(parent);
+        self.disks.push(Disk { id, name: name.to_owned(), size, head, origin });
+    }
+
+    pub fn delete_disk(&mut self, disk: usize) {
+        let disk = self.disks.remove(disk);
+        self.release(disk.head);
+        let gone: Vec<NodeId> = self
+            .snapshots
+            .iter()
+            .filter(|s| s.undo && s.disk == disk.id)
+            .map(|s| s.node)
+            .collect();
+        self.snapshots.retain(|s| !(s.undo && s.disk == disk.id));
+        gone.into_iter().for_each(|node| self.release(node));
+    }
+
+    /// Freezes the head of a disk, which goes on under `parent` (`None`: under the frozen head itself
+    /// for a snapshot, empty for a reinit).
+    pub fn freeze(&mut self, disk: usize, id: SnapshotId, name: &str, undo: bool) -> NodeId {
+        let (of, size, node) =
+            (self.disks[disk].id.clone(), self.disks[disk].size, self.disks[disk].head);
+        let name = name.to_owned();
+        self.snapshots.push(Snapshot { id, name, disk: of, size, node, undo });
+        node
+    }
+
+    pub fn go_on(&mut self, disk: usize, parent: Option<NodeId>) {
+        self.disks[disk].head = self.add_node(parent);
+    }
+
+    pub fn delete_snapshot(&mut self, snapshot: usize) {
+        let snapshot = self.snapshots.remove(snapshot);
+        self.release(snapshot.node);
+    }
+
+    fn release(&mut self, node: NodeId) {
+        self.nodes.get_mut(&node).expect("a node").released = true;
+    }
+
+    fn children(&self, node: NodeId) -> Vec<NodeId> {
+        let children = self.nodes.iter().filter(|(_, n)| n.parent == Some(node));
+        children.map(|(id, _)| *id).collect()
+    }
+
+    /// Lets all released nodes go that can.
+    pub fn collapse(&mut self) {
+        loop {
+            let ready = self
+                .nodes
+                .iter()
+                .filter(|(_, node)| node.released)
+                .map(|(id, node)| (*id, node.parent, self.children(*id)))
+                .find(|(_, _, children)| children.len() < 2);
+            let Some((id, parent, children)) = ready else { return };
+            self.nodes.remove(&id);
+            for child in children {
+                self.nodes.get_mut(&child).expect("a child").parent = parent;
+            }
+        }
+    }
+
+    /// Blocks in use.
+    pub fn used(&self) -> u64 {
+        let all = self.nodes.values().flat_map(|node| node.blocks.values());
+        all.map(|stored| stored.identity).collect::<HashSet<_>>().len() as u64
+    }
+
+    /// Blocks that only this node has: what its release would free, or, where it has several children
+    /// and stays hidden, what none of them has. The model has to be collapsed.
+    pub fn exclusive(&self, node: NodeId) -> u64 {
+        let children = self.children(node);
+        if children.len() < 2 {
+            let mut without = self.clone();
+            without.release(node);
+            without.collapse();
+            return self.used() - without.used();
+        }
+        let held: HashSet<u64> = children
+            .iter()
+            .flat_map(|child| self.nodes[child].blocks.values().map(|stored| stored.identity))
+            .collect();
+        let own = self.nodes[&node].blocks.values();
+        own.filter(|stored| !held.contains(&stored.identity)).count() as u64
+    }
+
+    /// Blocks that are not the same block in two nodes (`None`: an empty disk).
+    pub fn changed(&self, from: Option<NodeId>, to: NodeId) -> BTreeSet<u64> {
+        let empty = Rc::default();
+        let old = from.map_or(&empty, |from| &self.nodes[&from].blocks);
+        let new = &self.nodes[&to].blocks;
+        let identity = |map: &BTreeMap<u64, Stored>, lba| map.get(lba).map(|s| s.identity);
+        let all = old.keys().chain(new.keys());
+        all.filter(|lba| identity(old, *lba) != identity(new, *lba)).copied().collect()
+    }
+
+    /// The bytes of a node in a range of blocks.
+    pub fn bytes(&self, node: NodeId, blocks: std::ops::Range<u64>) -> Vec<u8> {
+        let mut out = vec![0; index((blocks.end - blocks.start) * BLOCK_SIZE)];
+        for (lba, stored) in self.nodes[&node].blocks.range(blocks.clone()) {
+            let at = index((lba - blocks.start) * BLOCK_SIZE);
+            out[at..at + BLOCK_BYTES].copy_from_slice(&stored.bytes);
+        }
+        out
+    }
+}
+
+fn zeros() -> Vec<u8> {
+    vec![0; BLOCK_BYTES]
+}
+
+fn of(range: BlockRange) -> std::ops::Range<u64> {
+    range.start..range.end
+}
+
+fn index(value: u64) -> usize {
+    usize::try_from(value).expect("tiny disks")
+}
