@@ -1,0 +1,92 @@
+//! Reads below 1 and below 1256 snapshots.
+//!
+//! Invariants: both disks live in one pool and have had the same writes in the same order, so they are
+//! fragmented alike and differ in nothing but snapshots; they are read in turn.
+//! Absent: reads whose data is cold, which would measure the device.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::{Bench, Finding};
+use crate::daemon::Daemon;
+use crate::fio::{self, Length, Load};
+use crate::nbd::{Ask, random};
+use crate::report::{median, number};
+
+/// 256 manual and 1000 automatic snapshots: what the quotas of a disk allow.
+const SNAPSHOTS: u32 = 1256;
+/// Random 4K writes between two snapshots: each then owns leaves all over the disk.
+const WRITES: usize = 64;
+/// Each with a restart; the median counts.
+const ROUNDS: usize = 5;
+const LEAF: u64 = 256 << 10;
+const DISKS: [&str; 2] = ["one", "many"];
+
+pub fn curve(bench: Bench<'_>) -> Vec<Finding> {
+    let size = bench.options.disk;
+    let deep = if bench.options.quick { SNAPSHOTS / 10 } else { SNAPSHOTS };
+    let mut daemon = Daemon::start(&bench.options.rowd, bench.dir);
+    for (disk, count) in DISKS.into_iter().zip([1, deep]) {
+        layer(&mut daemon, disk, size, count, deep);
+    }
+    let (mut cold, mut warm) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+    let rounds = if bench.options.quick { 2 } else { ROUNDS };
+    for _ in 0..rounds {
+        for (index, disk) in DISKS.into_iter().enumerate() {
+            daemon.connect(disk).read_all(size);
+            daemon.restart_cold();
+            cold[index].push(first_reads(&daemon, disk, size));
+            let length = Length::Seconds { ramp: 0, measured: bench.options.runtime };
+            let load = Load::random("randread", 32);
+            let rates = fio::run(daemon.files(), &daemon.uri(disk), load, size, length);
+            warm[index].push(rates.per_second);
+        }
+    }
+    daemon.note_memory();
+    vec![
+        finding("first read of each leaf after a restart", deep, &cold),
+        finding("4K random reads, depth 32", deep, &warm),
+    ]
+}
+
+/// A full disk with `writes` rounds of random writes, of which the last `snapshots` have one before.
+fn layer(daemon: &mut Daemon, disk: &str, size: u64, snapshots: u32, writes: u32) {
+    daemon.full_disk(disk, size);
+    let mut client = daemon.connect(disk);
+    let (mut state, blocks) = (0x1256_u64, size / 4096);
+    for round in 0..writes {
+        if round >= writes - snapshots {
+            daemon.snapshot(disk);
+        }
+        let asks: Vec<Ask> = (0..WRITES)
+            .map(|_| Ask::Write(random(&mut state) % blocks * 4096, 4096, u64::from(round)))
+            .collect();
+        client.drive(32, asks);
+    }
+    client.drive(1, [Ask::Flush]);
+}
+
+/// Reads per second when every read is the first of its leaf.
+fn first_reads(daemon: &Daemon, disk: &str, size: u64) -> f64 {
+    let mut leaves: Vec<u64> = (0..size / LEAF).collect();
+    let mut state = 0x5eed_u64;
+    for last in (1..leaves.len()).rev() {
+        let other = usize::try_from(random(&mut state)).expect("64 bits") % (last + 1);
+        leaves.swap(last, other);
+    }
+    let count = leaves.len() as f64;
+    let mut client = daemon.connect(disk);
+    let began = Instant::now();
+    client.drive(32, leaves.into_iter().map(|leaf| Ask::Read(leaf * LEAF, 4096)));
+    count / began.elapsed().as_secs_f64()
+}
+
+fn finding(what: &str, deep: u32, rates: &[Vec<f64>; 2]) -> Finding {
+    let [one, many] = rates.each_ref().map(|rates| median(rates));
+    let ratio = many / one;
+    let text = format!("{} and {}: {ratio:.2}", number(one), number(many));
+    let numbers = json!({ "one": rates[0], "many": rates[1], "ratio": ratio });
+    let what = format!("{what}, at 1 and at {deep} snapshots");
+    Finding::told(what, text, numbers).target("≥ 0.95", ratio >= 0.95)
+}

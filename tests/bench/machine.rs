@@ -1,0 +1,101 @@
+//! The machine: what it is, its free space, its page cache.
+//!
+//! Invariants: everything a reader needs to judge the numbers is in [`facts`]; nothing here touches
+//! files that are not ours.
+//! Absent: dropping the page cache of the whole machine, which others use too.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::time::SystemTime;
+
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use rowd_proto::{Time, size};
+use rowd_tests::tool;
+
+use crate::options::Options;
+
+/// Lines for the head of a report: name and value.
+pub fn facts(options: &Options) -> Vec<(&'static str, String)> {
+    let cpu = field("/proc/cpuinfo", "model name");
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let memory = field("/proc/meminfo", "MemTotal").replace(" kB", "").parse::<u64>();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').take(3).collect::<Vec<_>>().join(" ");
+    let now = SystemTime::UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs();
+    vec![
+        ("date", Time::from_unix(now).to_string()),
+        ("processor", format!("{cpu}, {cores} cores")),
+        ("memory", size::human(memory.unwrap_or(0) << 10)),
+        ("kernel", read("/proc/sys/kernel/osrelease")),
+        ("file system", file_system(&options.dir)),
+        ("load before", load),
+        ("fio", version("fio", "--version")),
+        ("nbdkit", version("nbdkit", "--version")),
+        ("qemu-nbd", version("qemu-nbd", "--version")),
+        ("nbd-server", version("nbd-server", "-V")),
+        ("rowd", daemon(&options.rowd)),
+    ]
+}
+
+/// Waits until the file system of a directory has nothing left to write.
+pub fn settle(dir: &Path) {
+    let file = File::open(dir).expect("open a directory");
+    nix::unistd::syncfs(&file).expect("write back a file system");
+}
+
+/// Bytes that can still be written to the file system of a directory.
+pub fn free_bytes(dir: &Path) -> u64 {
+    let found = nix::sys::statvfs::statvfs(dir).expect("look at a file system");
+    found.blocks_available() * found.fragment_size()
+}
+
+/// Takes the files below a directory out of the page cache, except one.
+pub fn evict(dir: &Path, except: &Path) {
+    settle(dir);
+    for entry in fs::read_dir(dir).expect("list a directory") {
+        let path = entry.expect("list a directory").path();
+        let kind = fs::symlink_metadata(&path).expect("look at a file").file_type();
+        if kind.is_dir() {
+            evict(&path, except);
+        } else if kind.is_file() && path != except {
+            let file = File::open(&path).expect("open a file");
+            let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+            posix_fadvise(&file, 0, 0, advice).expect("evict a file");
+        }
+    }
+}
+
+/// The value behind `name:` in a file of the kernel.
+pub fn field(path: &str, name: &str) -> String {
+    let text = read(path);
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_prefix(':'));
+    found.unwrap_or_default().trim().to_owned()
+}
+
+fn read(path: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    text.trim().to_owned()
+}
+
+fn version(program: &str, option: &str) -> String {
+    let outcome = tool::run(program, &[option]);
+    let line = format!("{}{}", outcome.stdout, outcome.stderr);
+    line.lines().next().unwrap_or_default().to_owned()
+}
+
+/// The version of the daemon, and whether it is the one people install.
+fn daemon(path: &Path) -> String {
+    let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mark: &[u8] = b"ROWD_SEEDED_FAULT";
+    let faults = bytes.windows(mark.len()).any(|window| window == mark);
+    let version = tool::finish(std::process::Command::new(path).arg("--version")).ok().stdout;
+    let note =
+        if faults { " (built with fail points: a little slower than a release)" } else { "" };
+    format!("{}{note}", version.trim())
+}
+
+fn file_system(dir: &Path) -> String {
+    let dir = dir.display().to_string();
+    let found = tool::run("findmnt", &["-n", "-o", "FSTYPE,OPTIONS", "-T", &dir]).ok().stdout;
+    found.split_whitespace().collect::<Vec<_>>().join(" ")
+}
