@@ -4,6 +4,8 @@
 //! Absent: what is promised; the tests in `it/` say that.
 
 pub mod client;
+pub mod crash;
+pub mod mount;
 pub mod process;
 pub mod tool;
 pub mod wait;
