@@ -72,13 +72,19 @@ fn collect_tags(tags: Vec<Tag>) -> Tags {
     tags.into_iter().collect()
 }
 
-/// Who is connected, in a few words.
+/// Who is connected, in a few words; each process once, however many connections it has.
 fn clients(clients: &[Connected]) -> String {
     let one = |client: &Connected| match client.pid {
         Some(pid) => format!("{} (pid {pid})", client.peer),
         None => client.peer.clone(),
     };
-    clients.iter().map(one).collect::<Vec<_>>().join(", ")
+    let mut names: Vec<String> = Vec::new();
+    for name in clients.iter().map(one) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.join(", ")
 }
 
 #[cfg(test)]

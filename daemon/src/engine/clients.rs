@@ -4,7 +4,7 @@
 //! connection counts until its guard is dropped, that is until its last request is done.
 //! Absent: the connections themselves (`nbd/`).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -151,12 +151,10 @@ impl Clients {
         }
         let holders: Vec<ClientInfo> = of(&state, &subject).map(|(_, c)| c.info.clone()).collect();
         if !holders.is_empty() && !force {
-            let list: Vec<String> = holders.iter().map(describe).collect();
-            return Err(Error::new(
-                ErrorKind::InUse,
-                format!("{name} is in use by {}", list.join(", ")),
-            )
-            .hint("end these clients (unmount, disconnect), or use --force to disconnect them"));
+            let list = describe(&holders);
+            return Err(Error::new(ErrorKind::InUse, format!("{name} is in use by {list}")).hint(
+                "end these clients (unmount, disconnect), or use --force to disconnect them",
+            ));
         }
         state.excluded.insert(subject.clone());
         // From here on dropping the exclusion lets clients in again.
@@ -184,9 +182,16 @@ fn of<'a>(state: &'a State, subject: &Subject) -> impl Iterator<Item = (&'a u64,
     state.connected.iter().filter(move |(_, connected)| connected.subject == *subject)
 }
 
-fn describe(info: &ClientInfo) -> String {
-    match info.pid {
-        Some(pid) => format!("{} (pid {pid}, export {})", info.peer, info.export),
-        None => format!("{} (export {})", info.peer, info.export),
+/// Who they are, each process once: many clients open several connections.
+fn describe(holders: &[ClientInfo]) -> String {
+    let mut counts: BTreeMap<(&str, Option<i32>, &str), usize> = BTreeMap::new();
+    for info in holders {
+        *counts.entry((&info.peer, info.pid, &info.export)).or_default() += 1;
     }
+    let one = |((peer, pid, export), count): ((&str, Option<i32>, &str), usize)| {
+        let pid = pid.map(|pid| format!("pid {pid}, ")).unwrap_or_default();
+        let times = if count == 1 { String::new() } else { format!(", {count} connections") };
+        format!("{peer} ({pid}export {export}{times})")
+    };
+    counts.into_iter().map(one).collect::<Vec<_>>().join(", ")
 }
