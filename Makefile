@@ -1,0 +1,91 @@
+# What people and CI run. `make` lists the targets.
+#
+# On Debian and Ubuntu the tools that are missing are installed, which needs root; a machine that has
+# them all needs neither. RocksDB is compiled once, which takes 10 to 15 minutes on two cores.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+# Outside the source tree, so that a fresh checkout does not compile RocksDB again.
+export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rowd/target
+RELEASE := $(CARGO_TARGET_DIR)/release
+
+BUILD_PACKAGES := clang libclang-dev cmake pkg-config make g++
+DEMO_PACKAGES := libnbd-bin fuse3 e2fsprogs mount
+TEST_PACKAGES := nbdkit libnbd-bin python3-libnbd fio nbd-server qemu-utils xfsprogs e2fsprogs \
+	fuse3 mount
+
+.PHONY: help
+help: ## Show this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: demo
+demo: build ## See a file system survive its destruction: snapshot, damage, rollback in milliseconds
+	@$(call need,$(DEMO_PACKAGES))
+	tests/demo/demo.sh $(RELEASE)
+
+.PHONY: test
+test: build ## Run all tests: behaviour, model, kills, power cuts, seeded faults, other people's clients
+	@$(call need,$(TEST_PACKAGES))
+	cargo test --release --workspace
+
+.PHONY: soak
+soak: build ## Run the crash and model tests for hours
+	@$(call need,$(TEST_PACKAGES))
+	ROWD_SOAK=1 cargo test --release -p rowd-tests --test it -- --nocapture crash model
+
+.PHONY: bench
+bench: build ## Compare with other NBD servers, and measure snapshots; writes the table of RESULTS.md
+	@$(call need,$(TEST_PACKAGES))
+	$(RELEASE)/rowd-bench
+
+.PHONY: lint
+lint: ## Check the format and let clippy look
+	@$(call need,$(BUILD_PACKAGES))
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+
+.PHONY: fmt
+fmt: ## Format the sources
+	cargo fmt --all
+
+.PHONY: install
+install: release ## Install rowd, rowctl, man pages and completions (PREFIX, DESTDIR)
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(RELEASE)/rowd
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(RELEASE)/rowctl
+	$(RELEASE)/rowctl --quiet man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
+		$(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	$(RELEASE)/rowctl completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/rowctl
+	$(RELEASE)/rowctl completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_rowctl
+	$(RELEASE)/rowctl completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/rowctl.fish
+
+# The tests turn on the feature `faults`, and building all crates at once gives it to rowd too. So the
+# two programs are built once more, alone: what is tested, measured and installed has no fail points.
+.PHONY: build
+build:
+	@$(call need,$(BUILD_PACKAGES))
+	cargo build --release --workspace
+	cargo build --release -p rowd -p rowctl
+
+.PHONY: release
+release:
+	@$(call need,$(BUILD_PACKAGES))
+	cargo build --release -p rowd -p rowctl
+
+# Installs those of the packages that are missing; says so on machines where it cannot.
+define need
+missing=; for package in $(1); do \
+	[[ $$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null) == installed ]] || missing+=" $$package"; \
+done; \
+if [[ $$missing ]] && ! command -v apt-get > /dev/null; then \
+	echo "This is not Debian or Ubuntu; going on without knowing whether there is:$$missing"; \
+elif [[ $$missing && $$EUID != 0 ]]; then \
+	echo "As root: apt-get install$$missing"; exit 1; \
+elif [[ $$missing ]]; then \
+	apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+fi
+endef
