@@ -63,7 +63,7 @@ pub fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(wants_colours())
         .with_writer(std::io::stderr)
         .init();
     abort_on_panic();
@@ -77,6 +77,12 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit_code(error.kind()))
         }
     }
+}
+
+/// Colours are for terminals, and for people who did not ask to be spared them.
+fn wants_colours() -> bool {
+    let spared = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stderr().is_terminal() && !spared
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
