@@ -13,10 +13,10 @@ use crate::faults;
 use crate::map::leaf::Entry;
 use crate::pool::allocator::Run;
 use crate::pool::crc32c;
-use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, ByteRange, Lba};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, ByteRange, Lba, LeafIndex};
 
-/// Longest stretch that is zeroed or trimmed under one lock: 1024 leaves, 256 MiB.
-const CLEAR_BLOCKS: u64 = 64 << 10;
+/// Mapped leaves that are zeroed or trimmed under one lock: 256 MiB of data.
+const CLEAR_LEAVES: usize = 1024;
 /// Zero blocks written at a time when zeros have to take space.
 const ZERO_BYTES: usize = 1 << 20;
 
@@ -197,20 +197,22 @@ impl Lane {
         }
     }
 
+    /// Zeroes or trims whole blocks, in pieces. What is not mapped reads as zeros already, so the cost
+    /// follows what is mapped and not the length of the range.
     fn clear(&mut self, range: BlockRange, zero: bool) -> Result<()> {
-        let mut start = range.start;
-        while start < range.end {
-            let piece = BlockRange::new(start, range.end.min(start + CLEAR_BLOCKS));
+        let mapped = self.disk.view.mapped_leaves(&self.disk.shared, range)?;
+        for leaves in mapped.chunks(CLEAR_LEAVES) {
+            let first = LeafIndex(leaves[0]).blocks();
+            let last = LeafIndex(leaves[leaves.len() - 1]).blocks();
+            let piece = BlockRange::new(first.start, last.end).clip(range);
             self.staged.clear();
-            if zero {
-                self.staged.zero(piece)
-            } else {
-                self.staged.hole(piece)
+            match zero {
+                true => self.staged.zero(piece),
+                false => self.staged.hole(piece),
             }
             let done = self.commit(&[]);
             self.staged.clear();
             done?;
-            start = piece.end;
         }
         Ok(())
     }

@@ -25,7 +25,14 @@ struct Cut {
     seq: Seq,
     position: u64,
     changes: Changes,
-    trees: Vec<(Arc<Tree>, Vec<Arc<Frozen>>)>,
+    trees: Vec<TreeCut>,
+}
+
+struct TreeCut {
+    tree: Arc<Tree>,
+    tables: Vec<Arc<Frozen>>,
+    /// Nodes without a parent at the instant of the cut; a reclaim makes new ones while we write.
+    roots: BTreeSet<Epoch>,
 }
 
 impl Engine {
@@ -74,9 +81,9 @@ impl Engine {
                 }
             }
             cut_nodes(&tree, &mut changes)?;
-            let frozen = tree.frozen();
-            if !frozen.is_empty() {
-                trees.push((tree, frozen));
+            let (tables, roots) = (tree.frozen(), roots(&tree));
+            if !tables.is_empty() {
+                trees.push(TreeCut { tree, tables, roots });
             }
         }
         changes.bits = pool.with_allocator(|a| a.take_dirty());
@@ -85,8 +92,7 @@ impl Engine {
     }
 
     fn write(&self, mut cut: Cut) -> Result<()> {
-        for (tree, tables) in &cut.trees {
-            let roots = roots(tree);
+        for TreeCut { tree, tables, roots } in &cut.trees {
             for table in tables {
                 let is_root = roots.contains(&table.owner);
                 for (index, leaf) in &table.leaves {
@@ -111,7 +117,7 @@ impl Engine {
         })?;
         faults::fail_point("checkpoint.superblock");
         pool.journal.advance_tail(cut.position);
-        for (tree, tables) in &cut.trees {
+        for TreeCut { tree, tables, .. } in &cut.trees {
             self.retire(tree, tables);
         }
         Ok(())

@@ -150,6 +150,9 @@ impl Engine {
             }
             self.replay_one(&record, &mut heads)
                 .map_err(|e| e.context(format!("replay of record {}", record.seq)))?;
+            // Nobody leases yet, and a later record may take what this one freed: a free left waiting
+            // would put that block up for lease while it is in use.
+            pool.with_allocator(|a| a.reuse(record.seq, u64::MAX));
             count += 1;
         }
         Ok(count)

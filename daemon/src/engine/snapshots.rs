@@ -120,7 +120,9 @@ impl Engine {
         };
         for snapshot in due {
             let _shape = self.shape.lock();
-            if self.clients.exclude_snapshot(&snapshot.id, &snapshot.name, false).is_err() {
+            // Held until the snapshot is gone, or a client could open it between.
+            let alone = self.clients.exclude_snapshot(&snapshot.id, &snapshot.name, false);
+            if alone.is_err() {
                 // Somebody reads it: the next round comes.
                 continue;
             }

@@ -29,7 +29,7 @@ pub(super) fn apply(
     budget: &Budget,
     loaded: &Loaded,
     change: Change<'_>,
-    leaves: Vec<u64>,
+    leaves: impl Iterator<Item = u64>,
     applied: &mut Applied,
 ) -> Result<()> {
     if let Change::Write { pbn, crcs, .. } = change {

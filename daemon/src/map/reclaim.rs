@@ -91,8 +91,9 @@ pub fn run_step(
     child: Option<Epoch>,
     limit: usize,
 ) -> Result<bool> {
-    let head = child.and_then(|child| head_of(tree, child));
     loop {
+        // Looked up each time: the child may have been frozen or closed since the last round.
+        let head = child.and_then(|child| head_of(tree, child));
         let (own, from) = tree.own_and_cursor(node)?;
         let moment = head.as_ref().map(|view| view.moment());
         let leaves = tree.touched_leaves(&shared.meta, &own, from, limit)?;
@@ -102,7 +103,11 @@ pub fn run_step(
         let _room = shared.reserve(Step::BYTES)?;
         let _whole = shared.barrier.read();
         let mut locked = head.as_ref().map(|view| view.lock());
-        // The child took a snapshot or a checkpoint since its leaves were loaded: load them again.
+        // The child is no longer a head: its counters are those of its node from now on.
+        if locked.as_ref().is_some_and(|state| Some(state.node) != child || state.is_closed()) {
+            continue;
+        }
+        // The child took a checkpoint since its leaves were loaded: load them again.
         if head.as_ref().zip(locked.as_ref()).map(|(view, state)| view.moment_of(state)) != moment {
             continue;
         }
@@ -254,10 +259,14 @@ fn dissolve(
     let heir = nodes.all.get_mut(&child).ok_or_else(|| gone(child))?;
     heir.parent = gone_node.parent;
     heir.own.absorb(&gone_node.own);
+    let lineage = Arc::new(nodes.lineage(child));
+    let heir = nodes.all.get_mut(&child).ok_or_else(|| gone(child))?;
     let is_head = head.is_some();
     let dead = match head {
         Some(state) => {
             state.absorbing = None;
+            // Under the same lock: a write between would take these blocks for the gone node's.
+            state.lineage = Arc::clone(&lineage);
             &mut state.dead
         }
         None => &mut heir.dead,

@@ -8,6 +8,7 @@
 //! Absent: data, bytes and requests (`disk/`), and which view a name means (`engine/`).
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -412,11 +413,14 @@ impl View {
 
     fn load(&self, shared: &Shared, index: u64) -> Result<()> {
         let retired = self.tree.retired();
-        let lineage = self.with(|state| Arc::clone(&state.lineage));
+        let (lineage, cuts) = self.with(|state| (Arc::clone(&state.lineage), state.cuts));
         let found = self.tree.newest(&shared.meta, LeafIndex(index), &*lineage)?;
         let (epoch, leaf) = found.unwrap_or_default();
         let mut state = self.state.write();
-        let overtaken = self.tree.retired() != retired || !Arc::ptr_eq(&lineage, &state.lineage);
+        // A cut too: the leaf may have become dirty and left memory again since it was looked up.
+        let overtaken = self.tree.retired() != retired
+            || state.cuts != cuts
+            || !Arc::ptr_eq(&lineage, &state.lineage);
         if !overtaken && state.find(index).is_none() {
             state.insert_clean(&self.budget, index, leaf, epoch);
         }
@@ -430,7 +434,10 @@ impl View {
         });
         let mut needed = Vec::with_capacity(ranges.len());
         for range in ranges {
-            needed.extend(self.mapped_leaves(shared, *range)?);
+            match range.leaves() {
+                small if small.end - small.start <= SMALL_RANGE => needed.extend(small),
+                _ => needed.extend(self.mapped_leaves(shared, *range)?),
+            }
         }
         needed.sort_unstable();
         needed.dedup();
@@ -455,9 +462,14 @@ impl View {
     ) -> Result<()> {
         let mut applied = Applied::default();
         for change in changes(body) {
-            let range = change.as_ref().map_or(BlockRange::new(0, 0), |c| c.range());
-            let leaves = state.leaves_of(loaded, range);
-            apply(state, &self.budget, loaded, change?, leaves, &mut applied)?;
+            let change = change?;
+            let leaves = change.range().leaves();
+            if leaves.end - leaves.start <= SMALL_RANGE {
+                apply(state, &self.budget, loaded, change, leaves, &mut applied)?;
+            } else {
+                let leaves = state.leaves_of(loaded, leaves).into_iter();
+                apply(state, &self.budget, loaded, change, leaves, &mut applied)?;
+            }
         }
         if !applied.dropped.is_empty() {
             self.tree.nodes.lock().dropped.append(&mut applied.dropped);
@@ -530,12 +542,8 @@ impl State {
         loaded.leaves.get(&index.0).map_or(Entry::Hole, |(leaf, _)| leaf.get(slot))
     }
 
-    /// The leaves a change of `range` has to visit.
-    fn leaves_of(&self, loaded: &Loaded, range: BlockRange) -> Vec<u64> {
-        let leaves = range.leaves();
-        if leaves.end - leaves.start <= SMALL_RANGE {
-            return leaves.collect();
-        }
+    /// Those of many leaves that are mapped: what a change of a long range has to visit.
+    fn leaves_of(&self, loaded: &Loaded, leaves: Range<u64>) -> Vec<u64> {
         let from = loaded.needed.partition_point(|index| *index < leaves.start);
         let to = loaded.needed.partition_point(|index| *index < leaves.end);
         let mut found = loaded.needed[from..to].to_vec();
@@ -560,6 +568,10 @@ impl State {
         budget.clean.fetch_add(1, Ordering::Relaxed);
         self.clean.insert(index, Clean { leaf, epoch, recent: AtomicBool::new(false) });
         self.clock.push_back(index);
+        // Leaves that became dirty left their place behind: without this the clock grows for ever.
+        if self.clock.len() > 2 * self.clean.len() + CLEAN_FLOOR {
+            self.clock = self.clean.keys().copied().collect();
+        }
     }
 
     /// Second chance: the oldest leaf goes unless it was used since it was last passed over.

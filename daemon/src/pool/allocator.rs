@@ -145,15 +145,16 @@ impl Allocator {
         let per = u64::from(self.geometry.segment_blocks);
         self.grown(segment + 1);
         let first = u64::from(segment) * per;
-        for (index, word) in words.iter().enumerate() {
-            for bit in 0..64 {
-                if word >> bit & 1 == 1 {
-                    self.take(Pbn(self.geometry.start + first + index as u64 * 64 + bit))?;
-                }
-            }
+        let info = &mut self.segments[segment as usize];
+        if info.used > 0 || words.len() as u64 * 64 != per {
+            return Err(Error::corrupt(format!("the bitmap of segment {segment} does not fit")));
         }
-        self.segments[segment as usize].fresh = false;
-        self.dirty.remove(&segment);
+        self.used.load(first, words);
+        self.available.load(first, &words.iter().map(|word| !word).collect::<Vec<_>>());
+        info.used = words.iter().map(|word| word.count_ones()).sum();
+        info.available = self.geometry.segment_blocks - info.used;
+        info.fresh = false;
+        self.used_blocks += u64::from(info.used);
         Ok(())
     }
 

@@ -34,6 +34,11 @@ impl Bitmap {
         self.for_masks(at, len, |word, mask| *word &= !mask);
     }
 
+    /// Puts whole words in place of the bits from `at` on, a multiple of 64.
+    pub fn load(&mut self, at: u64, words: &[u64]) {
+        self.words[index(at / 64)..index(at / 64) + words.len()].copy_from_slice(words);
+    }
+
     /// The words that hold `len` bits from `at`; both multiples of 64.
     #[must_use]
     pub fn words(&self, at: u64, len: u64) -> &[u64] {
