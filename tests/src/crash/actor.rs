@@ -1,0 +1,215 @@
+//! The administrator: snapshots, rollbacks, clones and deletes beside the traffic, one at a time.
+//!
+//! Invariants: it writes only to disks that nobody else writes to, and drains them before it changes
+//! them; every change is noted before it is asked for.
+//! Absent: wrong use.
+
+use std::path::Path;
+
+use rowd_proto::{
+    Call, DiskCreate, DiskDelete, DiskRollback, ErrorKind, SnapshotCreate, SnapshotDelete,
+};
+
+use super::control::{Control, Failure};
+use super::judge::Window;
+use super::load::{Lane, Style};
+use super::rng::Rng;
+use super::world::{Image, Pending, Snapshot, World};
+use crate::client::Client;
+
+/// Snapshots kept: enough for long lineages, few enough that the pool is only nearly full.
+const SNAPSHOTS_MAX: usize = 8;
+const CLONES_MAX: usize = 2;
+
+/// What it did, by kind.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Deeds {
+    pub snapshots: u64,
+    pub snapshot_deletes: u64,
+    pub rollbacks: u64,
+    pub clones: u64,
+    pub disk_deletes: u64,
+    pub writes: u64,
+}
+
+/// The daemon is gone.
+struct CutOff;
+
+/// The administrator at work.
+#[derive(Debug)]
+pub struct Actor<'a> {
+    pub world: &'a mut World,
+    pub nbd: &'a Path,
+    pub control: Control,
+    pub rng: Rng,
+    pub deeds: Deeds,
+}
+
+impl Actor<'_> {
+    /// Works until the daemon is gone.
+    pub fn run(mut self) -> Deeds {
+        while self.act().is_ok() {}
+        self.deeds
+    }
+
+    fn act(&mut self) -> Result<(), CutOff> {
+        match self.rng.below(100) {
+            ..30 => self.snapshot(),
+            30..50 => self.delete_snapshot(),
+            50..65 => self.roll_back(),
+            65..75 => self.make_clone(),
+            75..82 => self.delete_clone(),
+            _ => self.write(),
+        }
+    }
+
+    /// Asks, with what is pending noted; `None` when refused for want of space.
+    fn ask<C: Call>(&mut self, params: &C, pending: Pending) -> Result<Option<C::Reply>, CutOff> {
+        self.world.pending = Some(pending);
+        let reply = match self.control.call(params) {
+            Ok(reply) => Some(reply),
+            Err(Failure::CutOff) => return Err(CutOff),
+            Err(Failure::Refused(error)) => {
+                assert_eq!(error.kind, ErrorKind::NoSpace, "refused: {error:?}");
+                None
+            }
+        };
+        self.world.pending = None;
+        Ok(reply)
+    }
+
+    fn snapshot(&mut self) -> Result<(), CutOff> {
+        if self.world.snapshots.len() >= SNAPSHOTS_MAX {
+            return Ok(());
+        }
+        let disk = self.pick_disk(|_| true).expect("there are disks");
+        let name = format!("s{}", self.world.fresh());
+        let asked = self.world.clock.tick();
+        let mut image = if self.world.disks[&disk].busy {
+            Image::Cut { disk: disk.clone(), window: Window { must: asked, may: u64::MAX } }
+        } else {
+            self.world.image_now(&disk)
+        };
+        let params =
+            SnapshotCreate { disk: disk.clone(), name: Some(name.clone()), ..Default::default() };
+        let pending = Pending::SnapshotCreate {
+            disk: disk.clone(),
+            name: name.clone(),
+            image: image.clone(),
+        };
+        let Some(made) = self.ask(&params, pending)? else { return Ok(()) };
+        if let Image::Cut { window, .. } = &mut image {
+            window.may = self.world.clock.tick();
+        }
+        let snapshot = Snapshot { name, disk, disk_id: made.disk_id, image, undo: false };
+        self.world.snapshots.insert(made.id, snapshot);
+        self.deeds.snapshots += 1;
+        Ok(())
+    }
+
+    fn delete_snapshot(&mut self) -> Result<(), CutOff> {
+        let ids: Vec<String> = self.world.snapshots.keys().cloned().collect();
+        if ids.len() < 2 {
+            return Ok(());
+        }
+        let id = self.rng.pick(&ids).clone();
+        let params = SnapshotDelete { snapshot: id.clone(), force: true };
+        if self.ask(&params, Pending::SnapshotDelete { id: id.clone() })?.is_some() {
+            self.world.snapshots.remove(&id);
+            self.deeds.snapshot_deletes += 1;
+        }
+        Ok(())
+    }
+
+    fn roll_back(&mut self) -> Result<(), CutOff> {
+        let targets: Vec<(String, Snapshot)> = self
+            .world
+            .snapshots
+            .iter()
+            .filter(|(_, s)| self.world.disks.get(&s.disk).is_some_and(|d| !d.busy))
+            .filter(|(_, s)| matches!(s.image, Image::Exact(_)))
+            .map(|(id, s)| (id.clone(), s.clone()))
+            .collect();
+        // Each rollback leaves a snapshot of its own.
+        if targets.is_empty() || self.world.snapshots.len() > SNAPSHOTS_MAX {
+            return self.delete_snapshot();
+        }
+        let (id, snapshot) = self.rng.pick(&targets).clone();
+        let (disk, before) = (snapshot.disk.clone(), self.world.image_now(&snapshot.disk));
+        let Image::Exact(after) = &snapshot.image else { unreachable!("filtered above") };
+        let params = DiskRollback { disk: disk.clone(), snapshot: id, force: true };
+        let pending = Pending::Rollback {
+            disk: disk.clone(),
+            image: snapshot.image.clone(),
+            before: before.clone(),
+        };
+        let Some(done) = self.ask(&params, pending)? else { return Ok(()) };
+        let model = self.world.disks.get_mut(&disk).expect("it was there");
+        model.born = None;
+        super::load::lock(&model.log).collapse(after.to_vec());
+        let name = done.undo_name.rsplit('@').next().unwrap_or_default().to_owned();
+        let undo = Snapshot { name, disk, disk_id: done.disk.id, image: before, undo: true };
+        self.world.snapshots.insert(done.undo, undo);
+        self.deeds.rollbacks += 1;
+        Ok(())
+    }
+
+    fn make_clone(&mut self) -> Result<(), CutOff> {
+        let clones = self.world.disks.keys().filter(|name| name.starts_with("clone")).count();
+        let ids: Vec<String> = self.world.snapshots.keys().cloned().collect();
+        if clones >= CLONES_MAX || ids.is_empty() {
+            return Ok(());
+        }
+        let id = self.rng.pick(&ids).clone();
+        let image = self.world.snapshots[&id].image.clone();
+        let name = format!("clone{}", self.world.fresh());
+        let params =
+            DiskCreate { name: name.clone(), from: Some(id), ..Default::default() };
+        let pending = Pending::DiskCreate { name: name.clone(), image: image.clone() };
+        let Some(made) = self.ask(&params, pending)? else { return Ok(()) };
+        let sectors = usize::try_from(made.size).expect("small") / super::stamp::SECTOR;
+        self.world.add_disk(&name, &made.id, sectors, Some(image));
+        self.deeds.clones += 1;
+        Ok(())
+    }
+
+    fn delete_clone(&mut self) -> Result<(), CutOff> {
+        let Some(name) = self.pick_disk(|name| name.starts_with("clone")) else { return Ok(()) };
+        let params = DiskDelete { disk: name.clone(), force: true };
+        if self.ask(&params, Pending::DiskDelete { name: name.clone() })?.is_some() {
+            self.world.forget_disk(&name);
+            self.deeds.disk_deletes += 1;
+        }
+        Ok(())
+    }
+
+    /// A burst of writes to a disk of its own, answered to the last.
+    fn write(&mut self) -> Result<(), CutOff> {
+        let Some(name) = self.pick_disk(|_| true) else { return Ok(()) };
+        let disk = &self.world.disks[&name];
+        if disk.busy || disk.born.is_some() {
+            return Ok(());
+        }
+        let style = Style {
+            depth: usize::try_from(self.rng.between(1, 8)).expect("small"),
+            requests: Some(self.rng.between(1, 60)),
+            ragged: true,
+            flushes: 2,
+        };
+        let Ok(mut client) = Client::try_connect(self.nbd, &name, true, &[]) else {
+            // Perhaps it is gone; the next request to the control socket will tell.
+            return Ok(());
+        };
+        let rng = self.rng.fork();
+        let lane = Lane::new(&disk.log, &self.world.clock, &self.world.flushed, style, rng);
+        let done = lane.run(&mut client);
+        self.deeds.writes += done.answered;
+        if done.cut_off { Err(CutOff) } else { Ok(()) }
+    }
+
+    fn pick_disk(&mut self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        let names: Vec<String> =
+            self.world.disks.keys().filter(|name| wanted(name)).cloned().collect();
+        (!names.is_empty()).then(|| self.rng.pick(&names).clone())
+    }
+}

@@ -1,0 +1,106 @@
+//! What should exist: disks, snapshots, and the change of them that was in flight.
+//!
+//! Invariants: a change is pending from before it is asked for until it is answered; after a crash the
+//! pending one was done or not, never in part.
+//! Absent: looking (`verify`) and acting (`actor`).
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+
+use super::history::{Clock, Log};
+use super::judge::Window;
+use super::load::lock;
+use super::stamp::Value;
+
+/// The contents of a snapshot.
+#[derive(Clone, Debug)]
+pub enum Image {
+    Exact(Arc<Vec<Value>>),
+    /// Some instant of a disk under load, to be found out at the next look.
+    Cut {
+        disk: String,
+        window: Window,
+    },
+}
+
+/// A disk.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    pub id: String,
+    pub log: Arc<Mutex<Log>>,
+    /// The instant it was made from, until that is found out. Nobody writes before.
+    pub born: Option<Image>,
+    /// Under load all the time; others are written by the actor only.
+    pub busy: bool,
+}
+
+/// A snapshot, known by its id.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub name: String,
+    pub disk: String,
+    pub disk_id: String,
+    pub image: Image,
+    /// Kept by a rollback: it goes with its disk.
+    pub undo: bool,
+}
+
+/// A change in flight.
+#[derive(Clone, Debug)]
+pub enum Pending {
+    SnapshotCreate { disk: String, name: String, image: Image },
+    SnapshotDelete { id: String },
+    DiskCreate { name: String, image: Image },
+    DiskDelete { name: String },
+    Rollback { disk: String, image: Image, before: Image },
+}
+
+/// Everything that should exist.
+#[derive(Debug, Default)]
+pub struct World {
+    pub clock: Arc<Clock>,
+    /// When the newest answered flush was asked for.
+    pub flushed: Arc<AtomicU64>,
+    pub disks: BTreeMap<String, Disk>,
+    pub snapshots: BTreeMap<String, Snapshot>,
+    pub pending: Option<Pending>,
+    named: u32,
+}
+
+impl World {
+    /// A number for a name nobody had.
+    pub fn fresh(&mut self) -> u32 {
+        self.named += 1;
+        self.named
+    }
+
+    /// Adds a disk; `image` is what it starts as.
+    pub fn add_disk(&mut self, name: &str, id: &str, sectors: usize, image: Option<Image>) {
+        let (base, born) = match image {
+            None => (vec![Value::ZERO; sectors], None),
+            Some(Image::Exact(base)) => (base.to_vec(), None),
+            Some(cut) => (vec![Value::ZERO; sectors], Some(cut)),
+        };
+        let log = Arc::new(Mutex::new(Log::new(self.fresh(), base)));
+        let disk = Disk { id: id.to_owned(), log, born, busy: false };
+        self.disks.insert(name.to_owned(), disk);
+    }
+
+    /// Removes a disk; its snapshots stay but for those that were kept for undo.
+    pub fn forget_disk(&mut self, name: &str) {
+        if let Some(disk) = self.disks.remove(name) {
+            self.snapshots.retain(|_, s| s.disk_id != disk.id || !s.undo);
+        }
+    }
+
+    /// What a disk holds while nothing of it is in flight.
+    #[must_use]
+    pub fn image_now(&self, disk: &str) -> Image {
+        let disk = &self.disks[disk];
+        match &disk.born {
+            Some(image) => image.clone(),
+            None => Image::Exact(Arc::new(lock(&disk.log).current().to_vec())),
+        }
+    }
+}
