@@ -193,22 +193,6 @@ impl Meta {
         Ok(found)
     }
 
-    /// Every version of every leaf, for checks and repair.
-    ///
-    /// # Errors
-    /// The store cannot be read, a leaf cannot be decoded, or `visit` fails.
-    pub fn for_each_version(
-        &self,
-        mut visit: impl FnMut(TreeId, LeafIndex, Epoch, &Leaf) -> Result<()>,
-    ) -> Result<()> {
-        for item in self.db.iterator_cf(self.family("map"), IteratorMode::Start) {
-            let (key, value) = item.map_err(failed("walk the map"))?;
-            let (tree, leaf, epoch) = keys::parse_version(&key).ok_or_else(bad_key)?;
-            visit(tree, leaf, epoch, &Leaf::decode(&value)?)?;
-        }
-        Ok(())
-    }
-
     /// Writes a checkpoint and makes it durable; after an error the store is as it was.
     ///
     /// # Errors
