@@ -62,6 +62,9 @@ impl Engine {
         let _shape = self.shape.lock();
         let record = self.record(id)?;
         let _alone = self.clients.exclude(id, &record.name, force)?;
+        // So that the record of the deletion says that all writes of the disk are durable: its blocks are
+        // freed at once, and a tail of the journal must not ask for blocks that may be used again.
+        self.shared.pool.sync()?;
         let view = std::sync::Arc::clone(&self.live(id)?.view);
         let message = format!("disk {} deleted", record.name);
         self.change(by, Op::DiskDelete { id: id.clone() }, message, Some(&view))
