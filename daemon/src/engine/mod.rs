@@ -20,6 +20,7 @@ mod names;
 mod recovery;
 mod scrub;
 mod snapshots;
+mod tail;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;

@@ -15,19 +15,20 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::catalogue::{self, Catalogue, Entry, Op};
+use super::tail::Tail;
 use super::{CorruptBlocks, Engine, Recovery, Settings, hex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
 use crate::map::reclaim::{self, Step};
-use crate::map::record::{Change, address, changes};
+use crate::map::record::address;
 use crate::map::view::{Budget, Shared, Signal, View};
 use crate::meta::{Meta, State};
 use crate::pool::allocator::Allocator;
 use crate::pool::file::sync_directory;
 use crate::pool::journal::{Kind, Reader, Record};
 use crate::pool::superblock::Superblock;
-use crate::pool::{Closed, Layout, crc32c};
-use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Epoch, Pbn, Seq, TreeId};
+use crate::pool::{Closed, Layout};
+use crate::units::{BLOCK_SIZE, Epoch, Seq, TreeId};
 
 /// The heads that data records are addressed to.
 type Heads = HashMap<(TreeId, Epoch), Arc<View>>;
@@ -302,7 +303,7 @@ fn scan(closed: &Closed, applied: Seq) -> Result<Found> {
         }
         ends.push((record.seq, record.end));
     }
-    let last = tail.last_whole(closed, end);
+    let last = tail.last_whole(&closed.file, end);
     if last < end {
         tracing::warn!(%last, %end, "dropping a torn tail of the journal");
     }
@@ -316,56 +317,4 @@ fn scan(closed: &Closed, applied: Seq) -> Result<Found> {
     let kept = ends.partition_point(|(seq, _)| *seq <= last);
     let position = ends[kept - 1].1;
     Ok(Found { ring, superblock, last, position })
-}
-
-/// The blocks that records not known durable have written.
-///
-/// A block may have been written twice there: young blocks are reused before a sync (`pool/allocator.rs`).
-/// So a record counts as whole when every block holds what the last record up to it put there.
-#[derive(Default)]
-struct Tail {
-    writers: HashMap<Pbn, Vec<(Seq, u32)>>,
-}
-
-impl Tail {
-    fn add(&mut self, record: &Record) -> Result<()> {
-        if record.kind != Kind::Data || faults::seeded("h1-replay-skips-data-check") {
-            return Ok(());
-        }
-        for change in changes(&record.body) {
-            let Change::Write { pbn, crcs, .. } = change? else { continue };
-            for (at, crc) in crcs.iter().enumerate() {
-                let writers = self.writers.entry(Pbn(pbn.0 + at as u64)).or_default();
-                writers.push((record.seq, u32::from_le_bytes(*crc)));
-            }
-        }
-        Ok(())
-    }
-
-    /// The largest record, up to `end`, at which all blocks are what they should be.
-    fn last_whole(self, closed: &Closed, end: Seq) -> Seq {
-        let mut blocks: Vec<_> = self.writers.into_iter().collect();
-        blocks.sort_unstable_by_key(|(pbn, _)| *pbn);
-        let mut page = vec![0u8; BLOCK_BYTES];
-        let found: Vec<Option<u32>> = blocks
-            .iter()
-            // A file that did not grow in time has no such block.
-            .map(|(pbn, _)| closed.file.read(pbn.offset(), &mut page).ok().map(|()| crc32c(&page)))
-            .collect();
-        let mut last = end;
-        loop {
-            let before = last;
-            for ((_, writers), found) in blocks.iter().zip(&found) {
-                let mut upto = writers.partition_point(|(seq, _)| *seq <= last);
-                // Going back before a writer whose data is not there may uncover an earlier one.
-                while upto > 0 && Some(writers[upto - 1].1) != *found {
-                    last = Seq(writers[upto - 1].0.0 - 1);
-                    upto = writers.partition_point(|(seq, _)| *seq <= last);
-                }
-            }
-            if last == before {
-                return last;
-            }
-        }
-    }
 }
