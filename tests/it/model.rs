@@ -43,7 +43,7 @@ fn any_history_leaves_what_plain_maps_say() {
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let config = Config {
         cases: u32::try_from(cases).expect("a number of cases"),
-        max_shrink_time: 120_000,
+        max_shrink_time: 30_000,
         max_shrink_iters: 4000,
         failure_persistence: None,
         ..Config::default()

@@ -78,11 +78,6 @@ impl Reference {
         id
     }
 
-    /// The blocks of a disk's present state.
-    pub fn of_disk(&self, disk: usize) -> &BTreeMap<u64, Stored> {
-        &self.nodes[&self.disks[disk].head].blocks
-    }
-
     pub fn apply(&mut self, disk: usize, effect: &Effect) {
         let mut blocks = Rc::clone(&self.nodes[&self.disks[disk].head].blocks);
         let map = Rc::make_mut(&mut blocks);
@@ -179,7 +174,7 @@ impl Reference {
     }
 
     /// Blocks that only this node has: what its release would free, or, where it has several children
-    /// and stays hidden, what none of them has. The model has to be collapsed.
+    /// and stays hidden, what no other node has. The model has to be collapsed.
     pub fn exclusive(&self, node: NodeId) -> u64 {
         let children = self.children(node);
         if children.len() < 2 {
@@ -188,10 +183,9 @@ impl Reference {
             without.collapse();
             return self.used() - without.used();
         }
-        let held: HashSet<u64> = children
-            .iter()
-            .flat_map(|child| self.nodes[child].blocks.values().map(|stored| stored.identity))
-            .collect();
+        let others = self.nodes.iter().filter(|(id, _)| **id != node);
+        let held: HashSet<u64> =
+            others.flat_map(|(_, other)| other.blocks.values().map(|s| s.identity)).collect();
         let own = self.nodes[&node].blocks.values();
         own.filter(|stored| !held.contains(&stored.identity)).count() as u64
     }
