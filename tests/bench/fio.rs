@@ -16,6 +16,8 @@ use crate::guard::Running;
 
 /// Longer than any load that is not bounded by time.
 const BYTES_LIMIT: Duration = Duration::from_secs(900);
+/// The exit code of fio after SIGINT, when everything else went well.
+const INTERRUPTED: i32 = 128;
 /// fio's latency histogram: groups of 64 bins, each group twice as wide as the one before.
 const BINS_PER_GROUP: u64 = 64;
 
@@ -92,19 +94,23 @@ impl Job {
 
     /// Waits for its end.
     pub fn finish(self) -> Rates {
-        self.running.wait_done(self.limit);
+        self.running.wait_done(self.limit, &[0]);
         rates(&self.files.with_extension("json"))
     }
 
     /// Ends it early; how operations and latencies went over time.
     pub fn end(self) -> History {
         self.running.interrupt();
-        self.history()
+        self.recorded(&[0, INTERRUPTED])
     }
 
     /// As [`Job::finish`]; how operations and latencies went over time.
     pub fn history(self) -> History {
-        self.running.wait_done(self.limit);
+        self.recorded(&[0])
+    }
+
+    fn recorded(self, codes: &[i32]) -> History {
+        self.running.wait_done(self.limit, codes);
         let path = histogram_file(&self.files);
         let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let history = History(text.lines().map(slice).collect());

@@ -81,12 +81,13 @@ impl Running {
         }
     }
 
-    /// Waits until it has ended by itself, which it has to do well.
-    pub fn wait_done(mut self, limit: Duration) {
+    /// Waits until it has ended by itself, with one of these exit codes.
+    pub fn wait_done(mut self, limit: Duration, codes: &[i32]) {
         let status = wait_for("the end of a program", limit, || {
             self.child.try_wait().expect("ask for the state of a child")
         });
-        assert!(status.success(), "it ended with {status}:\n{}", self.log());
+        let well = status.code().is_some_and(|code| codes.contains(&code));
+        assert!(well, "it ended with {status}:\n{}", self.log());
     }
 
     /// Sends SIGINT.

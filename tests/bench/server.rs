@@ -189,7 +189,7 @@ fn start_nbd_server(dir: &Path, raw: &Path, socket: &Path, log: &Path) -> Place<
     command.arg("-C").arg(&config).arg("-p").arg(&pid);
     let starter = Running::start(&mut command, log);
     let place = Place::Detached(Detached::from_pid_file(&pid));
-    starter.wait_done(rowd_tests::wait::PATIENCE);
+    starter.wait_done(rowd_tests::wait::PATIENCE, &[0]);
     place
 }
 
