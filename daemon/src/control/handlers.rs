@@ -438,11 +438,11 @@ fn client(info: ClientInfo) -> proto::Client {
 fn rolled_back(engine: &Arc<Engine>, id: &DiskId, done: Rollback) -> Result<proto::RolledBack> {
     // The engine names the undo snapshot itself when the disk went back to nothing.
     let to = Some(done.to).filter(|to| *to != done.undo);
-    let to_name = to.as_ref().map(|to| engine.snapshot(to)).transpose()?;
+    let to_name = to.as_ref().map(|to| engine.snapshot_full_name(to)).transpose()?;
     Ok(proto::RolledBack {
         disk: engine.disk(id).map(disk)?,
         to: to.map(|to| to.to_string()),
-        to_name: to_name.as_ref().map(resolve::full_name),
+        to_name,
         undo: done.undo.to_string(),
         undo_name: done.undo_name,
         disconnected: done.disconnected.into_iter().map(client).collect(),

@@ -65,11 +65,10 @@ pub(super) fn snapshot(engine: &Engine, name: &str) -> Result<SnapshotId> {
 /// The snapshot that a name means when it is said about one disk: a name of its own snapshots
 /// first.
 pub(super) fn snapshot_of(engine: &Engine, disk: &DiskId, name: &str) -> Result<SnapshotId> {
-    if !name.contains('@') {
-        let own = engine.snapshots(Some(disk)).into_iter().find(|one| one.name == name);
-        if let Some(own) = own {
-            return Ok(own.id);
-        }
+    if !name.contains('@')
+        && let Some(own) = engine.snapshot_called(disk, name)
+    {
+        return Ok(own);
     }
     snapshot(engine, name)
 }

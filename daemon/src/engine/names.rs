@@ -106,6 +106,21 @@ impl Engine {
             })
     }
 
+    /// The snapshot of a disk with that name. Unlike [`Engine::snapshots`] it works out no sizes, which
+    /// takes a walk over the map where a snapshot has several children: a rollback must not wait for one.
+    #[must_use]
+    pub fn snapshot_called(&self, disk: &DiskId, name: &str) -> Option<SnapshotId> {
+        self.catalogue.read().snapshot_named(disk, name).map(|found| found.id.clone())
+    }
+
+    /// `disk@snapshot`, with the id of a disk that is gone. It works out no sizes either.
+    ///
+    /// # Errors
+    /// There is no such snapshot.
+    pub fn snapshot_full_name(&self, id: &SnapshotId) -> Result<String> {
+        self.snapshot_record(id).map(|record| self.snapshot_label(&record))
+    }
+
     pub(super) fn check_new_disk_name(&self, name: &str) -> Result<()> {
         check_name("disk", name)?;
         match self.catalogue.read().disk_named(name) {

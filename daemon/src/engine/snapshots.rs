@@ -174,7 +174,7 @@ impl Engine {
         .hint("delete some (`rowctl snapshot list`), or raise `manual_snapshots` in rowd.toml"))
     }
 
-    fn snapshot_label(&self, snapshot: &SnapshotRecord) -> String {
+    pub(super) fn snapshot_label(&self, snapshot: &SnapshotRecord) -> String {
         format!("{}@{}", self.disk_name(&snapshot.disk), snapshot.name)
     }
 
