@@ -28,12 +28,22 @@ impl Device {
     #[track_caller]
     #[must_use]
     pub fn attach(daemon: &Daemon, export: &str) -> Device {
+        Device::attach_uri(&daemon.uri(export))
+    }
+
+    /// As [`Device::attach`], of any NBD server.
+    ///
+    /// # Panics
+    /// One of the tools is missing or fails.
+    #[track_caller]
+    #[must_use]
+    pub fn attach_uri(uri: &str) -> Device {
         let home = TempDir::with_prefix("rowd-mount-").expect("a temporary directory");
         let (fuse, point) = (home.path().join("fuse"), home.path().join("mnt"));
         std::fs::create_dir(&fuse).and_then(|()| std::fs::create_dir(point)).expect("mkdir");
         let file = fuse.join("nbd");
         let mut command = tool::command("nbdfuse");
-        command.arg(&file).arg(daemon.uri(export)).stdout(Stdio::null());
+        command.arg(&file).arg(uri).stdout(Stdio::null());
         let nbdfuse = command.spawn().expect("start nbdfuse");
         let mut made = Device { nbdfuse, home, device: String::new() };
         wait::until("the file of nbdfuse", || {

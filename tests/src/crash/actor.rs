@@ -201,7 +201,7 @@ impl Actor<'_> {
             return Ok(());
         };
         let rng = self.rng.fork();
-        let lane = Lane::new(&disk.log, &self.world.clock, &self.world.flushed, style, rng);
+        let lane = Lane::new(&disk.log, &self.world.clock, style, rng);
         let done = lane.run(&mut client);
         self.deeds.writes += done.answered;
         if done.cut_off { Err(CutOff) } else { Ok(()) }

@@ -42,6 +42,8 @@ pub struct Log {
     pub base: Vec<Value>,
     /// Refused operations are not among them: they change nothing.
     pub ops: Vec<Op>,
+    /// When each answered flush was asked for and when it was answered.
+    pub flushes: Vec<(u64, u64)>,
     current: Vec<Value>,
     /// Ranges in flight, reads included.
     busy: Vec<(u64, Range<u32>)>,
@@ -52,7 +54,7 @@ impl Log {
     #[must_use]
     pub fn new(disk: u32, base: Vec<Value>) -> Log {
         let current = base.clone();
-        Log { disk, base, ops: Vec::new(), current, busy: Vec::new(), next: 1 }
+        Log { disk, base, ops: Vec::new(), flushes: Vec::new(), current, busy: Vec::new(), next: 1 }
     }
 
     /// Forgets the past: this is the state now.
@@ -60,6 +62,7 @@ impl Log {
         self.current.clone_from(&base);
         self.base = base;
         self.ops.clear();
+        self.flushes.clear();
         self.busy.clear();
     }
 

@@ -8,7 +8,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rowd::nbd::wire::{chunk, command, command_flag, error};
@@ -59,8 +58,6 @@ enum Flight {
 pub struct Lane<'a> {
     pub log: &'a Mutex<Log>,
     pub clock: &'a Clock,
-    /// When the newest flush that was answered was asked for; shared by all connections.
-    pub flushed: &'a AtomicU64,
     pub style: Style,
     rng: Rng,
     flights: HashMap<u64, Flight>,
@@ -80,14 +77,12 @@ impl<'a> Lane<'a> {
     pub fn new(
         log: &'a Arc<Mutex<Log>>,
         clock: &'a Clock,
-        flushed: &'a AtomicU64,
         style: Style,
         rng: Rng,
     ) -> Lane<'a> {
         Lane {
             log,
             clock,
-            flushed,
             style,
             // Cookies of different connections keep their ranges apart.
             token: rng.clone().next() << 32,
@@ -166,11 +161,11 @@ impl<'a> Lane<'a> {
         self.flights.insert(self.token, Flight::Change(index));
         self.sent += 1;
         let command = *self.rng.pick(&[command::TRIM, command::WRITE_ZEROES]);
-        let flags = if command == command::WRITE_ZEROES && self.rng.chance(20) {
-            command_flag::NO_HOLE
-        } else {
-            0
-        };
+        // Zeros that take space are written in pieces that end at each MiB: one piece is one record.
+        let piece = |sector: u32| u64::from(sector) / LARGEST_SECTORS;
+        let whole = piece(sectors.start) == piece(sectors.end - 1);
+        let stored = command == command::WRITE_ZEROES && whole && self.rng.chance(20);
+        let flags = if stored { command_flag::NO_HOLE } else { 0 };
         client.send(&Ask { flags, ..ask(command, self.token, &sectors) })?;
         Ok(true)
     }
@@ -222,7 +217,7 @@ impl<'a> Lane<'a> {
         match flight {
             Flight::Flush(_) if refused => panic!("a flush was refused: {answer:?}"),
             Flight::Flush(asked) => {
-                self.flushed.fetch_max(asked, Ordering::SeqCst);
+                lock(self.log).flushes.push((asked, self.clock.tick()));
             }
             Flight::Read(sectors, held) => compare(answer, &sectors, &held),
             Flight::Change(index) if refused => lock(self.log).refuse(self.clock, index),

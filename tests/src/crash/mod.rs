@@ -15,6 +15,7 @@ pub mod history;
 pub mod judge;
 pub mod kill;
 pub mod load;
+pub mod power;
 pub mod rng;
 pub mod stamp;
 pub mod verify;

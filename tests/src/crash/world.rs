@@ -5,7 +5,6 @@
 //! Absent: looking (`verify`) and acting (`actor`).
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use super::history::{Clock, Log};
@@ -60,8 +59,6 @@ pub enum Pending {
 #[derive(Debug, Default)]
 pub struct World {
     pub clock: Arc<Clock>,
-    /// When the newest answered flush was asked for.
-    pub flushed: Arc<AtomicU64>,
     pub disks: BTreeMap<String, Disk>,
     pub snapshots: BTreeMap<String, Snapshot>,
     pub pending: Option<Pending>,

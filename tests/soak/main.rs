@@ -1,0 +1,41 @@
+//! Long runs of the crash tests: `rowd-soak kill|power COUNT [SEED]`, or `make soak`.
+//!
+//! Invariants: what was done is printed as one JSON object on standard output; a broken promise ends
+//! the run with a message that names the seed.
+//! Absent: promises of its own; the tests in `make test` are the same code with smaller numbers.
+
+use std::process::ExitCode;
+
+use rowd_tests::crash::{kill, power};
+use rowd_tests::tool;
+
+const USAGE: &str = "usage: rowd-soak kill|power COUNT [SEED]
+  kill   COUNT kills of a daemon under load, on ageing pools
+  power  COUNT states of a disk whose power was cut";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let number = |word: &str| word.parse::<u64>().ok();
+    let (kind, count, seed) = match words[..] {
+        [kind, count] => (kind, number(count), Some(1)),
+        [kind, count, seed] => (kind, number(count), number(seed)),
+        _ => ("", None, None),
+    };
+    let (Some(count), Some(seed)) = (count, seed) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    eprintln!("seed {seed}; replay: rowd-soak {kind} {count} {seed}");
+    let daemon = tool::built("rowd-faulty");
+    let told = match kind {
+        "kill" => serde_json::to_string_pretty(&kill::run(daemon, seed, count)),
+        "power" => serde_json::to_string_pretty(&power::run(&daemon, seed, count)),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    println!("{}", told.expect("totals can be encoded"));
+    ExitCode::SUCCESS
+}
