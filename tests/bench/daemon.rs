@@ -41,14 +41,6 @@ pub fn cache_limit() -> u64 {
     CACHE_LIMIT.load(Ordering::Relaxed)
 }
 
-/// What the kernel accounts to the daemon.
-#[derive(Clone, Copy, Debug)]
-pub struct Written {
-    pub bytes: u64,
-    /// Of these, pages that were thrown away before they reached the device.
-    pub cancelled: u64,
-}
-
 #[derive(Debug)]
 pub struct Daemon {
     pub control: Control,
@@ -177,10 +169,9 @@ impl Daemon {
         wait_for("a load", wait::PATIENCE, || (self.status().last_seq > first + 500).then_some(()));
     }
 
-    pub fn written(&self) -> Written {
-        let path = format!("/proc/{}/io", self.pid());
-        let number = |name| machine::field(&path, name).parse().expect("a count of bytes");
-        Written { bytes: number("write_bytes"), cancelled: number("cancelled_write_bytes") }
+    /// Bytes it has passed to `write` and its relatives.
+    pub fn written(&self) -> u64 {
+        machine::field(&format!("/proc/{}/io", self.pid()), "wchar").parse().expect("a number")
     }
 
     /// Looks at its memory use, for [`memory_max`].

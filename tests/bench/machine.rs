@@ -5,6 +5,7 @@
 //! Absent: dropping the page cache of the whole machine, which others use too.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -47,6 +48,16 @@ pub fn settle(dir: &Path) {
 pub fn free_bytes(dir: &Path) -> u64 {
     let found = nix::sys::statvfs::statvfs(dir).expect("look at a file system");
     found.blocks_available() * found.fragment_size()
+}
+
+/// Bytes written to the device of a directory's file system since the machine started, by everybody.
+pub fn device_bytes(dir: &Path) -> u64 {
+    let device = fs::metadata(dir).expect("look at a directory").dev();
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let stat = read(&format!("/sys/dev/block/{major}:{minor}/stat"));
+    // The seventh number counts sectors of 512 bytes, whatever the device has.
+    let sectors = stat.split_whitespace().nth(6).and_then(|number| number.parse::<u64>().ok());
+    sectors.expect("the kernel counts sectors") * 512
 }
 
 /// Takes the files below a directory out of the page cache, except one.
