@@ -148,6 +148,11 @@ fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {
     if journal_bytes < journal::MIN_BYTES || !journal_bytes.is_multiple_of(BLOCK_SIZE) {
         return Err(Error::invalid("pool.journal: a multiple of 4 KiB from 2 MiB on is needed"));
     }
+    // Without a limit of its own the pool may fill the host's file system, less the reserve.
+    let max_bytes = size("pool.max_size", pool.max_size.as_deref(), 1 << 52)?;
+    if max_bytes < segment_bytes {
+        return Err(Error::invalid("pool.max_size: less than one segment (pool.segment)"));
+    }
     let map_cache = size("pool.map_cache", pool.map_cache.as_deref(), 256 << 20)?;
     let back = &raw.background;
     let hours = in_range("background.undo_hours", back.undo_hours, 24, 0..=24 * 365)?;
@@ -158,8 +163,7 @@ fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {
         pool: pool.path.clone().unwrap_or_else(|| dir.join("pool")),
         segment_bytes,
         journal_bytes,
-        // Without a limit of its own the pool may fill the host's file system, less the reserve.
-        max_bytes: size("pool.max_size", pool.max_size.as_deref(), 1 << 52)?,
+        max_bytes,
         host_reserve: size("pool.host_reserve", pool.host_reserve.as_deref(), 1 << 30)?,
         map_cache: usize::try_from(map_cache).unwrap_or(usize::MAX),
         quota_manual: raw.quota.manual_snapshots.unwrap_or(256),
@@ -210,6 +214,7 @@ mod tests {
             ("[pool]\nsgement = \"1MiB\"", "sgement"),
             ("[pool]\nsegment = \"1\"", "pool.segment"),
             ("[pool]\njournal = \"1MiB\"", "pool.journal"),
+            ("[pool]\nmax_size = \"1MiB\"", "pool.max_size"),
             ("[background]\nflush_ms = 5000", "background.flush_ms"),
             ("[pool]\nmap_cache = \"lots\"", "pool.map_cache"),
         ] {

@@ -134,6 +134,10 @@ impl Engine {
         let segment = u64::from(pool.superblock().segment_blocks) * BLOCK_SIZE;
         let segments = u32::try_from(max_bytes / segment).unwrap_or(u32::MAX);
         let have = pool.with_allocator(|a| a.segment_count());
+        if segments == 0 {
+            return Err(Error::invalid(format!("a pool of {max_bytes} bytes could hold nothing"))
+                .hint(format!("the smallest has one segment, {segment} bytes")));
+        }
         if segments < have {
             let least = u64::from(have) * segment;
             return Err(Error::invalid(format!("the pool file holds {least} bytes already"))

@@ -81,7 +81,10 @@ impl Engine {
         }
         by_prefix(DiskId::PREFIX, name, catalogue.disks.keys().map(DiskId::as_str))?
             .map(DiskId::from)
-            .ok_or_else(|| Error::not_found(format!("no disk is called {name:?}")))
+            .ok_or_else(|| {
+                Error::not_found(format!("no disk is called {name:?}"))
+                    .hint("see `rowctl disk list`")
+            })
     }
 
     /// The snapshot that an id, `disk@name` or a unique beginning of an id means. The disk may be given
@@ -142,7 +145,8 @@ fn find_of_disk<'a>(
     }
     let known = catalogue.disks.contains_key(&id) || !catalogue.snapshots_of(&id).is_empty();
     if !known {
-        return Err(Error::not_found(format!("no disk is called {disk:?}")));
+        return Err(Error::not_found(format!("no disk is called {disk:?}"))
+            .hint("see `rowctl disk list`; snapshots of deleted disks: `rowctl chain list`"));
     }
     let count = catalogue.snapshots_of(&id).iter().filter(|s| s.kind != Kind::Undo).count();
     let hint = match count {
