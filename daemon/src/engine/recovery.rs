@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -220,9 +221,19 @@ fn unfinished(settings: &Settings) -> Result<bool> {
     Ok(true)
 }
 
+/// Makes a directory and those above it, each durable in the one that holds it (hazard H10).
+fn make_directory(dir: &Path) -> Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    fs::create_dir_all(dir).map_err(|e| Error::io(format!("make {}", dir.display()), &e))?;
+    for parent in missing.iter().filter_map(|dir| dir.parent()) {
+        let here = Path::new(".");
+        sync_directory(if parent.as_os_str().is_empty() { here } else { parent })?;
+    }
+    Ok(())
+}
+
 fn create(settings: &Settings) -> Result<(Closed, Meta)> {
-    fs::create_dir_all(&settings.dir)
-        .map_err(|e| Error::io(format!("make {}", settings.dir.display()), &e))?;
+    make_directory(&settings.dir)?;
     let mut uuid = [0u8; 16];
     getrandom::fill(&mut uuid).map_err(|e| Error::internal(format!("no random numbers: {e}")))?;
     let segment_blocks = u32::try_from(settings.segment_bytes / BLOCK_SIZE)
@@ -303,7 +314,7 @@ fn scan(closed: &Closed, applied: Seq) -> Result<Found> {
         }
         ends.push((record.seq, record.end));
     }
-    let last = tail.last_whole(&closed.file, end);
+    let last = tail.last_whole(&closed.file, closed.allocator()?.limit(), end);
     if last < end {
         tracing::warn!(%last, %end, "dropping a torn tail of the journal");
     }

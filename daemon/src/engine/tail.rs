@@ -65,12 +65,16 @@ impl Tail {
         }
     }
 
-    /// The largest record, up to `end`, after which everything is there.
-    pub(super) fn last_whole(mut self, file: &PoolFile, end: Seq) -> Seq {
+    /// The largest record, up to `end`, after which everything is there. The file has room for blocks
+    /// below `limit`; a record that names one beyond cannot have been synced, needed or not, because
+    /// the sync would have covered the growth.
+    pub(super) fn last_whole(mut self, file: &PoolFile, limit: Pbn, end: Seq) -> Seq {
+        for block in self.written.iter_mut().filter(|block| block.pbn >= limit) {
+            block.until = Seq(u64::MAX);
+        }
         self.written.retain(|block| block.from < block.until);
         self.written.sort_unstable_by_key(|block| block.pbn);
         let mut page = vec![0u8; BLOCK_BYTES];
-        // A file that did not grow in time has no such block.
         self.written.retain(|block| {
             file.read(block.pbn.offset(), &mut page).is_err() || crc32c(&page) != block.crc
         });

@@ -183,6 +183,13 @@ impl Allocator {
         self.geometry
     }
 
+    /// The first block that the file has no room for.
+    #[must_use]
+    pub fn limit(&self) -> Pbn {
+        let blocks = u64::from(self.segment_count()) * u64::from(self.geometry.segment_blocks);
+        Pbn(self.geometry.start + blocks)
+    }
+
     /// Changes how far the pool may grow.
     pub fn set_max_segments(&mut self, count: u32) {
         self.geometry.max_segments = count;
