@@ -144,7 +144,12 @@ fn touched_between(from: Option<&Disk>, to: &Disk, blocks: BlockRange) -> Result
     let tree = &to.view.tree;
     let own = between(tree, from.map(|from| from.view.node()), to.view.node());
     let mut found = to.view.dirty_leaves();
-    found.extend(tree.touched_leaves(&to.shared.meta, &own, leaves.start, LEAVES_AT_ONCE)?);
+    let kept = tree.touched_leaves(&to.shared.meta, &own, leaves.start, LEAVES_AT_ONCE)?;
+    // Where the index was cut short, dirty leaves behind the cut come with the next answer: going on
+    // behind them would skip what lies between.
+    let reach = kept.last().copied().filter(|_| kept.len() >= LEAVES_AT_ONCE);
+    found.retain(|leaf| reach.is_none_or(|last| *leaf <= last));
+    found.extend(kept);
     found.retain(|leaf| leaves.contains(leaf));
     found.sort_unstable();
     found.dedup();
