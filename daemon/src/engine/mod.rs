@@ -36,7 +36,7 @@ use crate::error::{Error, Result};
 use crate::faults;
 use crate::map::tree::Tree;
 use crate::map::view::{Shared, Signal, State, View};
-use crate::pool::journal::Kind;
+use crate::pool::journal::{HEADER_BYTES, Kind, MAX_RECORD};
 use crate::units::{DiskId, Lba, Pbn, SnapshotId, TreeId};
 use api::{Actor, ScrubReport};
 use catalogue::{Catalogue, DiskRecord, Entry, Op, SnapshotRecord};
@@ -169,6 +169,9 @@ impl Engine {
     fn change(&self, by: Actor, op: Op, message: String, head: Option<&Arc<View>>) -> Result<()> {
         let entry = Entry { at: now(), uid: by.uid, pid: by.pid, op, message };
         let body = catalogue::encode(&entry)?;
+        if body.len() > MAX_RECORD - HEADER_BYTES {
+            return Err(Error::invalid("the description and tags are too long for one record"));
+        }
         {
             let _room = self.shared.reserve(body.len())?;
             let _whole = self.shared.barrier.read();
