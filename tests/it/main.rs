@@ -3,10 +3,13 @@
 //! Absent: the harness (`tests/src`) and unit tests, which are with the code they test.
 
 mod chains;
+mod cli;
 mod crash_kill;
 mod clients;
 mod daemon;
 mod filesystems;
+mod faults;
 mod model;
 mod protocol;
 mod rollback;
+mod tidy;

@@ -6,8 +6,8 @@
 
 mod compare;
 mod data;
-mod machine;
-mod op;
+pub mod machine;
+pub mod op;
 mod power;
 mod reference;
 
