@@ -295,7 +295,7 @@ impl Lane {
             edges.push(outer.end - 1);
         }
         let mut expect = Vec::with_capacity(2);
-        let reading = self.reader.enter(&self.disk.shared.pool.readers);
+        let reading = self.reader.enter_new(&self.disk.shared.pool.readers);
         for lba in edges {
             let block = BlockRange::new(lba, lba + 1);
             self.disk.view.look_up(&self.disk.shared, block, |lba, entry| {

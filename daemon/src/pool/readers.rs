@@ -61,6 +61,13 @@ impl Reader {
         self.slot.store(readers.now(), Ordering::SeqCst);
         Reading { slot: Arc::clone(&self.slot) }
     }
+
+    /// Begins an era and enters it: for a reader that goes on to allocate, and must not keep from
+    /// itself what was freed before it came.
+    pub fn enter_new(&self, readers: &Readers) -> Reading {
+        self.slot.store(readers.era.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        Reading { slot: Arc::clone(&self.slot) }
+    }
 }
 
 impl Drop for Reading {
