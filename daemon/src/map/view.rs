@@ -19,7 +19,7 @@ use rustc_hash::FxHashMap;
 use super::apply::{Applied, apply};
 use super::leaf::{Entry, LEAF_MEMORY, Leaf};
 use super::lineage::Lineage;
-use super::record::{Staged, changes};
+use super::record::{Change, Staged, changes};
 use super::tree::Tree;
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
@@ -280,10 +280,8 @@ impl View {
         staged: &mut Staged,
         expect: &[(Lba, Entry)],
     ) -> Result<Option<Seq>> {
-        let ranges: Vec<BlockRange> =
-            changes(staged.bytes()).map(|c| c.map(|c| c.range())).collect::<Result<_>>()?;
         loop {
-            let loaded = self.prepare(shared, &ranges)?;
+            let loaded = self.prepare(shared, staged.bytes())?;
             let _whole = shared.barrier.read();
             let mut state = self.state.write();
             if !state.has_all(&loaded, self.tree.retired()) {
@@ -308,9 +306,7 @@ impl View {
     /// # Errors
     /// `Corrupt` when the record does not fit the map.
     pub fn replay(&self, shared: &Shared, seq: Seq, body: &[u8]) -> Result<()> {
-        let ranges: Vec<BlockRange> =
-            changes(body).map(|c| c.map(|c| c.range())).collect::<Result<_>>()?;
-        let loaded = self.prepare(shared, &ranges)?;
+        let loaded = self.prepare(shared, body)?;
         let mut state = self.state.write();
         self.apply_locked(shared, &mut state, &loaded, seq, body)
     }
@@ -427,16 +423,17 @@ impl View {
         Ok(())
     }
 
-    /// Loads what the ranges need and is not in memory, without the lock.
-    fn prepare(&self, shared: &Shared, ranges: &[BlockRange]) -> Result<Loaded> {
+    /// Loads what the changes need and is not in memory, without the lock.
+    fn prepare(&self, shared: &Shared, body: &[u8]) -> Result<Loaded> {
         let (moment, lineage) = self.with(|state| {
             ((state.node, state.cuts, self.tree.retired()), Arc::clone(&state.lineage))
         });
-        let mut needed = Vec::with_capacity(ranges.len());
-        for range in ranges {
-            match range.leaves() {
-                small if small.end - small.start <= SMALL_RANGE => needed.extend(small),
-                _ => needed.extend(self.mapped_leaves(shared, *range)?),
+        let mut needed = Vec::new();
+        for change in changes(body) {
+            let change = change?;
+            match visits_all(&change) {
+                true => needed.extend(change.range().leaves()),
+                false => needed.extend(self.mapped_leaves(shared, change.range())?),
             }
         }
         needed.sort_unstable();
@@ -464,7 +461,7 @@ impl View {
         for change in changes(body) {
             let change = change?;
             let leaves = change.range().leaves();
-            if leaves.end - leaves.start <= SMALL_RANGE {
+            if visits_all(&change) {
                 apply(state, &self.budget, loaded, change, leaves, &mut applied)?;
             } else {
                 let leaves = state.leaves_of(loaded, leaves).into_iter();
@@ -479,6 +476,13 @@ impl View {
             shared.pool.with_allocator(|a| a.apply(seq, era, &applied.taken, &applied.freed));
         settled.inspect_err(|error| shared.pool.file.stop(error.message()))
     }
+}
+
+/// Whether a change has to visit all leaves of its range, not only the mapped ones: data makes its leaves
+/// mapped, and for few leaves asking which are mapped costs more than visiting them.
+fn visits_all(change: &Change<'_>) -> bool {
+    let leaves = change.range().leaves();
+    matches!(change, Change::Write { .. }) || leaves.end - leaves.start <= SMALL_RANGE
 }
 
 impl Loaded {
