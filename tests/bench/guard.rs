@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use rowd_tests::wait;
 
@@ -21,16 +21,20 @@ const END_LIMIT: Duration = Duration::from_secs(120);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-extern "C" fn interrupt(_signal: libc::c_int) {
-    INTERRUPTED.store(true, Ordering::SeqCst);
-}
-
 /// Makes Ctrl-C and SIGTERM end the program at the next wait.
 pub fn watch_signals() {
-    for kind in [Signal::SIGINT, Signal::SIGTERM] {
-        // SAFETY: the handler stores to an atomic and does nothing else.
-        unsafe { signal(kind, SigHandler::Handler(interrupt)) }.expect("set a signal handler");
-    }
+    let signals = watched();
+    // Blocked everywhere, they are left for the thread that waits for them.
+    signals.thread_block().expect("block signals");
+    std::thread::spawn(move || {
+        while signals.wait().is_ok() {
+            INTERRUPTED.store(true, Ordering::SeqCst);
+        }
+    });
+}
+
+fn watched() -> SigSet {
+    [Signal::SIGINT, Signal::SIGTERM].into_iter().collect()
 }
 
 /// Waits until there is something to see.
@@ -65,7 +69,11 @@ impl Running {
         check_interrupted();
         let out = File::options().create(true).append(true).open(log).expect("open a log");
         let both = out.try_clone().expect("share a log");
-        let child = command.stdin(Stdio::null()).stdout(out).stderr(both).spawn();
+        command.stdin(Stdio::null()).stdout(out).stderr(both);
+        // A child inherits what is blocked, and could not be asked to end.
+        watched().thread_unblock().expect("unblock signals");
+        let child = command.spawn();
+        watched().thread_block().expect("block signals");
         let child = child.unwrap_or_else(|e| panic!("{command:?}: {e}"));
         Running { child, log: log.to_owned() }
     }
