@@ -8,6 +8,7 @@ mod engine;
 mod found;
 mod wire;
 
+use std::fs::File;
 use std::process::{Command, Stdio};
 
 use rowd::faults::SEEDED_FAULTS;
@@ -44,7 +45,9 @@ fn passes(name: &str, with_fault: bool) -> (bool, String) {
         command.env("ROWD_SEEDED_FAULT", name);
     }
     let output = tempfile::NamedTempFile::new().expect("a file for its output");
-    let log = || Stdio::from(output.reopen().expect("open the output again"));
+    // Appended to from two descriptors: each would else write over the other.
+    let append = || File::options().append(true).open(output.path());
+    let log = || Stdio::from(append().expect("open the output again"));
     let mut child = command.stdout(log()).stderr(log()).spawn().expect("start the scenario");
     let ended = wait::try_until(wait::PATIENCE, || child.try_wait().expect("wait for the child"));
     if ended.is_none() {

@@ -5,8 +5,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use rowd::disk::lane::Lane;
@@ -19,7 +19,7 @@ use rowd::units::{BLOCK_SIZE, ByteRange};
 use tempfile::TempDir;
 
 use super::Outcome;
-use crate::model::machine::{BY, Machine, settings, text};
+use crate::model::machine::{BY, Machine, POOL_BLOCKS, settings, text};
 use crate::model::op::{Item, ItemKind, Op};
 
 /// Where the data begins in a pool of the model test: superblocks and a 2 MiB journal are before it.
@@ -105,10 +105,11 @@ pub fn power_cuts_on_a_full_pool() -> Outcome {
 
 /// H2: a reader has looked an address up and is slow; meanwhile the block is freed and wanted again.
 pub fn a_slow_reader_on_a_full_pool() -> Outcome {
-    let (_dir, engine) = pool(600)?;
+    let (_dir, engine) = pool(POOL_BLOCKS)?;
     let one = target(&engine)?;
     let (mut slow, mut busy) = (Lane::new(&one.disk), Lane::new(&one.disk));
-    for block in 0..600 {
+    // Nearly full, or the writer would go on in fresh space.
+    for block in 0..POOL_BLOCKS - 3 {
         write(&mut busy, block * BLOCK_SIZE, &[1; BLOCK]).map_err(text)?;
     }
     busy.flush(true).map_err(text)?;
@@ -190,13 +191,17 @@ pub fn two_halves_of_a_block() -> Outcome {
     const HALF: usize = BLOCK / 2;
     let (_dir, engine) = pool(16)?;
     let one = target(&engine)?;
+    let together = Barrier::new(2);
     let write_half = |half: u64| -> Outcome {
         let mut lane = Lane::new(&one.disk);
+        let mut last = [0; HALF];
+        together.wait();
         for round in 0..3000u32 {
-            let data = [u8::try_from(round % 251).expect("a byte"); HALF];
-            write(&mut lane, half * HALF as u64, &data).map_err(text)?;
+            // Nobody else writes this half: what the other's write took away stays away until here.
             let found = read(&mut lane, half * HALF as u64, HALF)?;
-            is("an acknowledged half block was lost", found == data)?;
+            is("an acknowledged half block was lost", found == last)?;
+            last = [u8::try_from(round % 251).expect("a byte"); HALF];
+            write(&mut lane, half * HALF as u64, &last).map_err(text)?;
             if half == 0 && round % 100 == 0 {
                 engine.checkpoint().map_err(text)?;
             }
@@ -234,9 +239,7 @@ pub fn a_reclaim_cut_in_pieces() -> Outcome {
     machine.step(&Op::Snapshot { disk: 0 })?;
     machine.step(&fill())?;
     machine.step(&Op::DeleteSnapshot { snapshot: 0, force: false })?;
-    for _ in 0..3 {
-        machine.step(&Op::ReclaimStep { leaves: 1, steps: 1 })?;
-        machine.step(&Op::Checkpoint)?;
-    }
+    machine.step(&Op::ReclaimStep { leaves: 1, steps: 3 })?;
+    machine.step(&Op::Checkpoint)?;
     machine.finish()
 }

@@ -1,6 +1,6 @@
-//! Faults that the model test or a review found, each as the shortest history that showed it.
+//! Faults that the model test or a review found, each as a short history of its own.
 //!
-//! Invariants: one fault per test; each failed before its repair.
+//! Invariants: one fault per test; each says what went wrong before its repair.
 //! Absent: the histories as the model test found them; it finds them again by itself.
 
 use std::fs;

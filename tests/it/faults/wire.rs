@@ -36,7 +36,10 @@ fn traced(options: &str) -> Result<(TempDir, PathBuf, Daemon), String> {
     let home = tempfile::tempdir().map_err(|e| e.to_string())?;
     let (script, trace) = (home.path().join("traced"), home.path().join("trace"));
     // -D: strace is the grandchild, the daemon keeps the pid that the harness knows.
-    let text = format!("#!/bin/sh\nexec strace -D -f -y -o {} {options} {FAULTY} \"$@\"\n", trace.display());
+    let text = format!(
+        "#!/bin/sh\nexec strace -D -f -y -o {} {options} {FAULTY} \"$@\"\n",
+        trace.display()
+    );
     fs::write(&script, text).map_err(|e| e.to_string())?;
     let mode = fs::Permissions::from_mode(0o700);
     fs::set_permissions(&script, mode).map_err(|e| e.to_string())?;
@@ -84,7 +87,13 @@ pub fn each_reply_names_its_request() -> Outcome {
     let mut left: Vec<u64> = (1000..1016).collect();
     for cookie in &left {
         let offset = (cookie - 1000) * 4096;
-        let ask = Ask { command: command::WRITE, cookie: *cookie, offset, length: 4096, ..Ask::default() };
+        let ask = Ask {
+            command: command::WRITE,
+            cookie: *cookie,
+            offset,
+            length: 4096,
+            ..Ask::default()
+        };
         client.send(&Ask { payload: &PAGE, ..ask }).map_err(|e| e.to_string())?;
     }
     while !left.is_empty() {
