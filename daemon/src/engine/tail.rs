@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use crate::error::Result;
 use crate::faults;
 use crate::map::record::{Change, address, changes};
-use crate::pool::file::PoolFile;
 use crate::pool::crc32c;
+use crate::pool::file::PoolFile;
 use crate::pool::journal::{Kind, Record};
 use crate::units::{BLOCK_BYTES, BlockRange, Epoch, Pbn, Seq, TreeId};
 
