@@ -5,9 +5,11 @@
 mod chains;
 mod cli;
 mod crash_kill;
+mod crash_power;
 mod clients;
 mod daemon;
 mod filesystems;
+mod large;
 mod faults;
 mod model;
 mod protocol;

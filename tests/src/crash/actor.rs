@@ -163,8 +163,7 @@ impl Actor<'_> {
         let id = self.rng.pick(&ids).clone();
         let image = self.world.snapshots[&id].image.clone();
         let name = format!("clone{}", self.world.fresh());
-        let params =
-            DiskCreate { name: name.clone(), from: Some(id), ..Default::default() };
+        let params = DiskCreate { name: name.clone(), from: Some(id), ..Default::default() };
         let pending = Pending::DiskCreate { name: name.clone(), image: image.clone() };
         let Some(made) = self.ask(&params, pending)? else { return Ok(()) };
         let sectors = usize::try_from(made.size).expect("small") / super::stamp::SECTOR;

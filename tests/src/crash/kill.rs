@@ -218,7 +218,8 @@ impl Campaign {
                 lanes.push((*name, Lane::new(log, &clock, style, self.rng.fork())));
             }
         }
-        let actor = Actor { world, nbd: &nbd, control, rng: self.rng.fork(), deeds: Deeds::default() };
+        let actor =
+            Actor { world, nbd: &nbd, control, rng: self.rng.fork(), deeds: Deeds::default() };
         let socket = &nbd;
         let (status, done, deeds) = std::thread::scope(|scope| {
             let writers: Vec<_> = lanes
@@ -288,9 +289,7 @@ impl Campaign {
     /// Keeps the corpse and fails.
     fn fail(&self, daemon: &Daemon, round: u64, error: &str) -> ! {
         let kept = std::env::temp_dir().join(format!("rowd-corpse-{}", self.totals.seed));
-        let copied = tool::finish(
-            tool::command("cp").arg("-a").arg(daemon.file("")).arg(&kept),
-        );
+        let copied = tool::finish(tool::command("cp").arg("-a").arg(daemon.file("")).arg(&kept));
         let seed = self.totals.seed;
         let kept = kept.display();
         panic!("seed {seed}, round {round}: {error}\nthe pool is kept in {kept} ({})", copied.code);

@@ -74,12 +74,7 @@ pub fn lock(log: &Mutex<Log>) -> MutexGuard<'_, Log> {
 
 impl<'a> Lane<'a> {
     #[must_use]
-    pub fn new(
-        log: &'a Arc<Mutex<Log>>,
-        clock: &'a Clock,
-        style: Style,
-        rng: Rng,
-    ) -> Lane<'a> {
+    pub fn new(log: &'a Arc<Mutex<Log>>, clock: &'a Clock, style: Style, rng: Rng) -> Lane<'a> {
         Lane {
             log,
             clock,
@@ -249,7 +244,8 @@ fn compare(answer: &Answer, sectors: &Range<u32>, held: &[Value]) {
         let first = usize::try_from(first).expect("within the read");
         for (index, sector) in (first..).zip(data.chunks_exact(SECTOR)) {
             let at = sectors.start + u32::try_from(index).expect("within the read");
-            shown[index] = parse(sector, at).unwrap_or_else(|e| panic!("a read while running: {e}"));
+            shown[index] =
+                parse(sector, at).unwrap_or_else(|e| panic!("a read while running: {e}"));
         }
     }
     assert_eq!(shown, held, "a read of sectors {sectors:?} while running");

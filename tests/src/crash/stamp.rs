@@ -61,7 +61,8 @@ pub fn parse(sector: &[u8], at: u32) -> Result<Value, String> {
     if sector.iter().all(|byte| *byte == 0) {
         return Ok(Value::ZERO);
     }
-    let words: Vec<u64> = sector.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect();
+    let words: Vec<u64> =
+        sector.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect();
     if words[0] != MAGIC {
         return Err(format!("sector {at} holds bytes that nobody wrote"));
     }

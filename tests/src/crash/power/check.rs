@@ -31,7 +31,8 @@ struct Mounted<'a> {
 
 impl Mounted<'_> {
     fn new<'a>(image: &Path, point: &'a Path) -> Mounted<'a> {
-        tool::finish(tool::command("mount").args(["-o", "loop,noatime"]).arg(image).arg(point)).ok();
+        tool::finish(tool::command("mount").args(["-o", "loop,noatime"]).arg(image).arg(point))
+            .ok();
         Mounted { point }
     }
 }
@@ -77,7 +78,8 @@ fn settings(dir: &Path) -> Settings {
 }
 
 fn open_and_show(settings: &Settings, walk: bool) -> Result<(Shown, u64), String> {
-    let engine = Engine::open(settings.clone()).map_err(|e| format!("the pool does not open: {e}"))?;
+    let engine =
+        Engine::open(settings.clone()).map_err(|e| format!("the pool does not open: {e}"))?;
     let mut names: Vec<String> = engine.exports().into_iter().map(|export| export.name).collect();
     for name in names.clone() {
         let bases = engine.dirty_bases(&name).map_err(|e| e.to_string())?;
@@ -133,7 +135,8 @@ impl Cut<'_> {
             return Err(format!("{stray} exists, and nobody made it"));
         }
         let named = self.recording.disks.iter().zip(&logs);
-        let named: Vec<(&str, &Log)> = named.map(|(disk, log)| (disk.name.as_str(), &**log)).collect();
+        let named: Vec<(&str, &Log)> =
+            named.map(|(disk, log)| (disk.name.as_str(), &**log)).collect();
         let found = |(name, log)| Some(Found { name, log, image: shown.get(name)? });
         let found: Vec<Found<'_>> = named.into_iter().filter_map(found).collect();
         judge(&found, |op| self.expect(op, durable))

@@ -20,9 +20,15 @@ use crate::crash::history::Clock;
 /// What a client did to the device.
 #[derive(Clone, Debug)]
 pub enum Change {
-    Write { offset: u64, data: Vec<u8> },
+    Write {
+        offset: u64,
+        data: Vec<u8>,
+    },
     /// Zeroing and trimming: the range reads as zeros.
-    Zero { offset: u64, length: u64 },
+    Zero {
+        offset: u64,
+        length: u64,
+    },
     Flush,
 }
 

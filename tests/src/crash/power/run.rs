@@ -88,7 +88,8 @@ fn choose_cuts(recording: &Recording, count: u64, rng: &mut Rng) -> Vec<u64> {
 impl Totals {
     fn note(&mut self, recording: &Recording) {
         use super::device::Change;
-        let flushes = recording.entries.iter().filter(|e| matches!(e.change, Change::Flush)).count();
+        let flushes =
+            recording.entries.iter().filter(|e| matches!(e.change, Change::Flush)).count();
         self.recordings += 1;
         self.device_flushes += flushes as u64;
         self.device_writes += (recording.entries.len() - flushes) as u64;
