@@ -13,13 +13,16 @@ use super::jobs::Job;
 use super::{Engine, now};
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::leaf::Leaf;
+use crate::map::lineage::EpochSet;
 use crate::map::tree::Tree;
 use crate::pool::crc32c;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Epoch, LeafIndex};
 
 /// Findings told one by one; more are only counted.
 const FINDINGS_MAX: usize = 1000;
-/// Leaves of one node looked at between two looks at the clock.
+/// A scrub that waits for its rate looks this often whether it is still wanted.
+const CANCEL_NOTICED: Duration = Duration::from_millis(100);
+/// Leaves of one node taken from the index at a time.
 const LEAVES_AT_ONCE: usize = 64;
 
 struct Scrub<'a> {
@@ -109,17 +112,20 @@ impl Scrub<'_> {
             let Some(last) = leaves.last() else { return Ok(()) };
             from = last + 1;
             for leaf in &leaves {
-                if self.job.is_cancelled() {
-                    return Err(Error::new(ErrorKind::Cancelled, "the scrub was cancelled"));
-                }
-                let reader = self.engine.shared.pool.readers.register();
-                let _reading = reader.enter(&self.engine.shared.pool.readers);
-                let found = tree.newest(meta, LeafIndex(*leaf), &own)?;
-                if let Some((_, of_node)) = found {
-                    self.leaf(tree, node, *leaf, &of_node, |birth| own.contains(birth))?;
-                }
+                self.version(tree, node, &own, *leaf)?;
+                self.pace()?;
             }
-            self.pace();
+        }
+    }
+
+    /// The blocks that one node wrote in one leaf.
+    fn version(&mut self, tree: &Tree, node: Epoch, own: &EpochSet, leaf: u64) -> Result<()> {
+        let shared = Arc::clone(&self.engine.shared);
+        let reader = shared.pool.readers.register();
+        let _reading = reader.enter(&shared.pool.readers);
+        match tree.newest(&shared.meta, LeafIndex(leaf), own)? {
+            Some((_, of_node)) => self.leaf(tree, node, leaf, &of_node, |b| own.contains(b)),
+            None => Ok(()),
         }
     }
 
@@ -169,14 +175,18 @@ impl Scrub<'_> {
         self.bad.push(line);
     }
 
-    /// Waits until the bytes read so far fit the rate.
-    fn pace(&self) {
-        if self.rate == 0 {
-            return;
-        }
-        let due = Duration::from_secs_f64(self.bytes as f64 / self.rate as f64);
-        if let Some(early) = due.checked_sub(self.began.elapsed()) {
-            std::thread::sleep(early.min(Duration::from_secs(1)));
+    /// Waits until the bytes read so far fit the rate, or somebody cancels.
+    fn pace(&self) -> Result<()> {
+        loop {
+            if self.job.is_cancelled() {
+                return Err(Error::new(ErrorKind::Cancelled, "the scrub was cancelled"));
+            }
+            if self.rate == 0 {
+                return Ok(());
+            }
+            let due = Duration::from_secs_f64(self.bytes as f64 / self.rate as f64);
+            let Some(early) = due.checked_sub(self.began.elapsed()) else { return Ok(()) };
+            std::thread::sleep(early.min(CANCEL_NOTICED));
         }
     }
 }
