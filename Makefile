@@ -32,10 +32,15 @@ test: build ## Run all tests: behaviour, model, kills, power cuts, seeded faults
 	@$(call need,$(TEST_PACKAGES))
 	cargo test --release --workspace
 
+# A seed that failed is given again: make soak SEED=17
+KILLS ?= 5000
+POWER_CUTS ?= 20000
+SEED ?= $(shell date +%s)
+
 .PHONY: soak
-soak: build ## Run the crash and model tests for hours
-	@$(call need,$(TEST_PACKAGES))
-	ROWD_SOAK=1 cargo test --release -p rowd-tests --test it -- --nocapture crash model
+soak: build ## Thousands of kills and power cuts, for hours (KILLS, POWER_CUTS, SEED)
+	$(RELEASE)/rowd-soak kill $(KILLS) $(SEED)
+	$(RELEASE)/rowd-soak power $(POWER_CUTS) $(SEED)
 
 .PHONY: bench
 bench: build ## Compare with other NBD servers, and measure snapshots; writes the table of RESULTS.md

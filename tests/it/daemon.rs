@@ -1,6 +1,6 @@
 //! The daemon as a process: start, stop, kill, and where it looks for its things.
 
-use rowd_tests::process::{Daemon, Setup};
+use rowd_tests::process::{Daemon, SMALL, Setup};
 use rowd_tests::tool;
 
 /// A disk and its snapshots outlive an orderly stop and a kill.
@@ -49,4 +49,33 @@ fn a_mistake_in_the_configuration_ends_the_start_with_words() {
         assert!(!daemon.try_start(), "{config} was accepted");
         assert!(daemon.log().contains(part), "{part:?} is missing in {}", daemon.log());
     }
+}
+
+/// Fail points and removed guards are for tests; the program that is installed has none.
+#[test]
+fn the_daemon_proper_has_no_faults_compiled_in() {
+    let nonsense = ("ROWD_SEEDED_FAULT", "no-such-fault");
+    let daemon = Setup::default().env(nonsense.0, nonsense.1).prepare();
+    let mut with_faults = Setup::default().program(env!("CARGO_BIN_EXE_rowd-faulty"));
+    with_faults = with_faults.env(nonsense.0, nonsense.1);
+    assert!(!started(with_faults.prepare()), "the faulty daemon should refuse an unknown fault");
+    assert!(
+        started(daemon),
+        "this rowd was built together with the tests and has their faults: make build, or \
+         cargo build --release -p rowd -p rowctl"
+    );
+}
+
+/// Whether it comes as far as to serve a disk.
+fn started(mut daemon: Daemon) -> bool {
+    daemon.try_start() && daemon.try_ctl(&["disk", "create", "data", "--size", "1MiB"]).code == 0
+}
+
+/// Without TLS only this machine may connect.
+#[test]
+fn tcp_beyond_loopback_is_refused() {
+    let config = format!("{SMALL}\n[nbd]\ntcp = [\"0.0.0.0:0\"]\n");
+    let mut daemon = Setup::default().config(&config).prepare();
+    assert!(!daemon.try_start(), "it serves the world");
+    assert!(daemon.log().contains("loopback"), "{}", daemon.log());
 }
