@@ -4,13 +4,13 @@
 
 mod chains;
 mod cli;
+mod clients;
 mod crash_kill;
 mod crash_power;
-mod clients;
 mod daemon;
+mod faults;
 mod filesystems;
 mod large;
-mod faults;
 mod model;
 mod protocol;
 mod rollback;

@@ -292,7 +292,7 @@ impl Client {
         let answer = self.ask(Ask { command: command::READ, offset, length, ..Ask::default() });
         assert_eq!(answer.error, 0, "read at {offset}");
         if !self.structured {
-            return answer.chunks.into_iter().next().map(|(_, data)| data[8..].to_vec()).unwrap();
+            return answer.chunks.first().map(|(_, data)| data[8..].to_vec()).unwrap_or_default();
         }
         assemble(&answer, offset, length)
     }
@@ -329,7 +329,8 @@ fn assemble(answer: &Answer, offset: u64, length: u32) -> Vec<u8> {
         if *kind == chunk::NONE {
             continue;
         }
-        let at = usize::try_from(u64::from_be_bytes(field(payload, 0)) - offset).unwrap();
+        let at = u64::from_be_bytes(field(payload, 0)) - offset;
+        let at = usize::try_from(at).expect("within the answer");
         let count = match *kind {
             chunk::OFFSET_DATA => {
                 data[at..at + payload.len() - 8].copy_from_slice(&payload[8..]);
