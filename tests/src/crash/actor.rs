@@ -191,7 +191,7 @@ impl Actor<'_> {
         }
         let style = Style {
             depth: usize::try_from(self.rng.between(1, 8)).expect("small"),
-            requests: Some(self.rng.between(1, 60)),
+            requests: Some(self.rng.between(1, 200)),
             ragged: true,
             flushes: 2,
         };

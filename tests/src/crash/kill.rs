@@ -40,11 +40,13 @@ checkpoint_s = 1
 flush_ms = 50
 "#;
 
-/// Size of each disk.
-const DISK_BYTES: u64 = 4 << 20;
+/// Size of the disks under load.
+const BUSY_BYTES: u64 = 4 << 20;
 /// Disks under load, and the connections to each.
 const BUSY: [(&str, usize); 2] = [("busy1", 2), ("busy2", 1)];
-const QUIET: &str = "quiet";
+/// The disk of rollbacks: its leaves are more than one step of reclaim frees, so that kills come
+/// between steps.
+const QUIET: (&str, u64) = ("quiet", 20 << 20);
 /// How long a fail point may take to be reached before the daemon is killed all the same.
 const REACH: Duration = Duration::from_millis(1500);
 /// Rounds on one pool.
@@ -318,13 +320,11 @@ fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
 
 fn make_disks(daemon: &Daemon, world: &mut World) {
     let mut control = Control::connect(&daemon.control_socket()).expect("the daemon answers");
-    for name in BUSY.iter().map(|(name, _)| *name).chain([QUIET]) {
-        let params =
-            DiskCreate { name: name.to_owned(), size: Some(DISK_BYTES), ..Default::default() };
+    for (name, bytes) in BUSY.map(|(name, _)| (name, BUSY_BYTES)).into_iter().chain([QUIET]) {
+        let params = DiskCreate { name: name.to_owned(), size: Some(bytes), ..Default::default() };
         let disk = control.call(&params).expect("a new disk");
-        let sectors = usize::try_from(DISK_BYTES).expect("small") / SECTOR;
-        world.add_disk(name, &disk.id, sectors, None);
+        world.add_disk(name, &disk.id, usize::try_from(bytes).expect("small") / SECTOR, None);
         let model = world.disks.get_mut(name).expect("just added");
-        model.busy = name != QUIET;
+        model.busy = name != QUIET.0;
     }
 }

@@ -21,6 +21,8 @@ use crate::client::{Answer, Ask, Client};
 const TRIES: usize = 8;
 /// The largest request: what the daemon promises not to tear.
 const LARGEST_SECTORS: u64 = (1 << 20) / SECTOR as u64;
+/// Half of the writes that cover parts of blocks meet here, so that some share a block.
+const HOT_SECTORS: u32 = 4 * BLOCK_SECTORS;
 /// Reads stay below what a socket buffers, for at the deepest queue nobody receives while sending.
 const READ_SECTORS: u64 = 8;
 
@@ -167,7 +169,7 @@ impl<'a> Lane<'a> {
 
     fn send_read(&mut self, client: &mut Client) -> io::Result<bool> {
         let length = self.rng.between(1, READ_SECTORS);
-        let Some(sectors) = self.place(length, 1) else { return Ok(false) };
+        let Some(sectors) = self.place(length, 1, u32::MAX) else { return Ok(false) };
         let held = lock(self.log).current()[range(&sectors)].to_vec();
         self.flights.insert(self.token, Flight::Read(sectors.clone(), held));
         self.sent += 1;
@@ -178,8 +180,11 @@ impl<'a> Lane<'a> {
     /// A range for a change: mostly a block, at times up to 1 MiB, at times parts of blocks.
     fn reserve(&mut self, whole: bool) -> Option<Range<u32>> {
         if self.style.ragged && !whole && self.rng.chance(15) {
-            let length = self.rng.between(1, 20);
-            return self.place(length, 1);
+            // Short where they meet: two that overlap are never in flight together.
+            let hot = self.rng.chance(50);
+            let (longest, within) = if hot { (3, HOT_SECTORS) } else { (20, u32::MAX) };
+            let length = self.rng.between(1, longest);
+            return self.place(length, 1, within);
         }
         let blocks = match self.rng.below(100) {
             ..60 => 1,
@@ -187,14 +192,15 @@ impl<'a> Lane<'a> {
             90..99 => self.rng.between(16, 64),
             _ => LARGEST_SECTORS / u64::from(BLOCK_SECTORS),
         };
-        self.place(blocks * u64::from(BLOCK_SECTORS), BLOCK_SECTORS)
+        self.place(blocks * u64::from(BLOCK_SECTORS), BLOCK_SECTORS, u32::MAX)
     }
 
-    fn place(&mut self, length: u64, unit: u32) -> Option<Range<u32>> {
+    fn place(&mut self, length: u64, unit: u32, within: u32) -> Option<Range<u32>> {
         let mut log = lock(self.log);
-        let length = u32::try_from(length).expect("a short range").min(log.sectors());
+        let end = log.sectors().min(within);
+        let length = u32::try_from(length).expect("a short range").min(end);
         for _ in 0..TRIES {
-            let places = (log.sectors() - length) / unit + 1;
+            let places = (end - length) / unit + 1;
             let start = u32::try_from(self.rng.below(u64::from(places))).expect("fits") * unit;
             if log.try_lock(self.token, &(start..start + length)) {
                 return Some(start..start + length);
