@@ -74,7 +74,8 @@ impl Job {
     fn spawn(dir: &Path, uri: &str, load: Load, size: u64, length: Length, history: bool) -> Job {
         let files = dir.join("fio");
         let mut command = tool::command("fio");
-        command.args(["--name=bench", "--ioengine=nbd", "--output-format=json"]);
+        // As a thread: a process of its own would outlive fio when that is killed.
+        command.args(["--name=bench", "--ioengine=nbd", "--output-format=json", "--thread"]);
         command.arg(format!("--uri={uri}")).arg(format!("--size={size}"));
         command.arg(format!("--rw={}", load.pattern)).arg(format!("--bs={}", load.block));
         command.arg(format!("--iodepth={}", load.depth));
