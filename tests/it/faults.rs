@@ -16,6 +16,8 @@ use rowd_tests::wait;
 
 type Outcome = Result<(), String>;
 
+/// Looks at a scenario without its guard, until one fails.
+const TRIES: usize = 6;
 const SCENARIO: &str = "ROWD_FAULT_SCENARIO";
 
 fn scenario(name: &str) -> Outcome {
@@ -65,12 +67,15 @@ fn every_seeded_fault_is_caught() {
     for name in SEEDED_FAULTS {
         let (sound, said) = passes(name, false);
         assert!(sound, "the scenario of {name} fails with its guard in place:\n{said}");
-        let (blind, said) = passes(name, true);
-        let why = said.lines().find(|line| line.starts_with("caught: ")).unwrap_or("no reason");
-        println!("{name}: {}", if blind { "MISSED" } else { why });
-        if blind {
+        // A race may be won without its guard now and then, not time after time.
+        let mut tries = (0..TRIES).map(|_| passes(name, true));
+        let Some((_, said)) = tries.find(|(blind, _)| !blind) else {
+            println!("{name}: MISSED");
             missed.push(name);
-        }
+            continue;
+        };
+        let why = said.lines().find(|line| line.starts_with("caught: ")).unwrap_or("no reason");
+        println!("{name}: {why}");
     }
     let all = SEEDED_FAULTS.len();
     println!("{} of {all} seeded faults caught", all - missed.len());

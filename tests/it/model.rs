@@ -10,6 +10,7 @@ pub mod machine;
 pub mod op;
 mod power;
 mod reference;
+mod threads;
 
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
@@ -17,7 +18,7 @@ use machine::{Machine, Outcome};
 use op::Op;
 
 /// About a minute on two cores.
-const CASES: u32 = 300;
+const CASES: u32 = 150;
 const SEED: u64 = 1;
 
 fn number(name: &str, default: u64) -> u64 {

@@ -72,6 +72,7 @@ impl Machine {
         if results.len() != batch.len() {
             return Err(format!("{} results for {} requests", results.len(), batch.len()));
         }
+        let mut failed = None;
         for (planned, result) in batch.iter().zip(results) {
             match result {
                 Ok(()) => planned.effects.iter().for_each(|effect| self.effect(disk, effect)),
@@ -80,8 +81,25 @@ impl Machine {
                     let used = self.engine().status();
                     return Err(format!("{error}, but {need} blocks should fit: {used:?}"));
                 }
+                Err(_) if planned.effects.len() == 1 => failed = Some(planned),
                 Err(_) => self.settle_prefix(disk, &planned.effects)?,
             }
+        }
+        failed.map_or(Ok(()), |planned| self.ask_again(disk, planned))
+    }
+
+    /// Asks for what failed once more with nobody else holding a lease: now it is decided to the block.
+    fn ask_again(&mut self, disk: usize, planned: &Planned) -> Outcome {
+        let id = self.reference.disks[disk].id.clone();
+        self.sessions.retain(|other, _| *other == id);
+        let used = self.engine().status().used_bytes / BLOCK_SIZE;
+        let fits = used + planned.range.outer_blocks().len() <= POOL_BLOCKS;
+        let mut results = Vec::new();
+        self.session(disk)?.lane.submit(&[planned.request()], &mut results);
+        match results.pop() {
+            Some(Ok(())) if fits => self.effect(disk, &planned.effects[0]),
+            Some(Err(error)) if !fits && error.kind() == ErrorKind::NoSpace => {}
+            other => return Err(format!("{used} blocks in use, fits: {fits}, yet {other:?}")),
         }
         Ok(())
     }
@@ -100,9 +118,6 @@ impl Machine {
 
     /// Finds out how many of the effects happened before the space ran out.
     fn settle_prefix(&mut self, disk: usize, effects: &[Effect]) -> Outcome {
-        if effects.len() == 1 {
-            return Ok(());
-        }
         for effect in effects {
             if self.compare_disk(disk).is_ok() {
                 return Ok(());
@@ -132,7 +147,8 @@ fn effects(kind: ItemKind, range: ByteRange, data: &[u8]) -> Vec<Effect> {
         ItemKind::Trim => vec![Effect::Clear(inner)],
         ItemKind::Zero if inner.is_empty() => vec![zeros(range.start, range.end)],
         ItemKind::Zero => {
-            let edges = [(range.start, inner.start * BLOCK_SIZE), (inner.end * BLOCK_SIZE, range.end)];
+            let edges =
+                [(range.start, inner.start * BLOCK_SIZE), (inner.end * BLOCK_SIZE, range.end)];
             let edges = edges.into_iter().filter(|(start, end)| start < end);
             let clear = Effect::Clear(BlockRange::new(inner.start, inner.end));
             std::iter::once(clear).chain(edges.map(|(start, end)| zeros(start, end))).collect()

@@ -326,13 +326,7 @@ impl Machine {
         }
     }
 
-    fn switched(
-        &mut self,
-        at: usize,
-        done: &Rollback,
-        parent: Option<u64>,
-        size: u64,
-    ) -> Outcome {
+    fn switched(&mut self, at: usize, done: &Rollback, parent: Option<u64>, size: u64) -> Outcome {
         self.reference.freeze(at, done.undo.clone(), &done.undo_name, true);
         self.reference.go_on(at, parent);
         let disk = &mut self.reference.disks[at];

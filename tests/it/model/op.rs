@@ -65,8 +65,12 @@ fn item() -> impl Strategy<Value = Item> {
         3 => Just((0, 0)),
         1 => (0u16..4096, 0u16..4096),
     ];
-    (kind, any::<u16>(), blocks, skew)
-        .prop_map(|(kind, at, blocks, skew)| Item { kind, at, blocks, skew })
+    (kind, any::<u16>(), blocks, skew).prop_map(|(kind, at, blocks, skew)| Item {
+        kind,
+        at,
+        blocks,
+        skew,
+    })
 }
 
 fn op() -> impl Strategy<Value = Op> {

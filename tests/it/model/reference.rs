@@ -112,12 +112,8 @@ impl Reference {
     pub fn delete_disk(&mut self, disk: usize) {
         let disk = self.disks.remove(disk);
         self.release(disk.head);
-        let gone: Vec<NodeId> = self
-            .snapshots
-            .iter()
-            .filter(|s| s.undo && s.disk == disk.id)
-            .map(|s| s.node)
-            .collect();
+        let gone: Vec<NodeId> =
+            self.snapshots.iter().filter(|s| s.undo && s.disk == disk.id).map(|s| s.node).collect();
         self.snapshots.retain(|s| !(s.undo && s.disk == disk.id));
         gone.into_iter().for_each(|node| self.release(node));
     }
