@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{Engine, Settings};
 use crate::error::{Error, Result};
-use crate::map::tree::{Nodes, Tree};
+use crate::map::lineage::EpochSet;
+use crate::map::tree::{Node, Nodes, Tree};
 use crate::pool::crc32c;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Epoch, Lba, LeafIndex, Pbn, TreeId};
 
@@ -88,15 +89,18 @@ impl Engine {
         owners: &mut HashMap<Pbn, Owner>,
         report: &mut Report,
     ) -> Result<()> {
-        let nodes: Vec<(Epoch, _)> =
-            tree.nodes.lock().all.iter().map(|(epoch, node)| (*epoch, node.own.clone())).collect();
         let meta = &self.shared.meta;
-        for (node, own) in nodes {
+        let walks = walks(&tree.nodes.lock());
+        for Walk { node, own, merging, absorbed } in walks {
             for leaf in tree.touched_leaves(meta, &own, 0, usize::MAX)? {
                 let Some((_, found)) = tree.newest(meta, LeafIndex(leaf), &own)? else { continue };
+                let below = |end: &u64| leaf < *end;
+                let node = merging.filter(|(_, end)| below(end)).map_or(node, |(child, _)| child);
+                let absorbed = absorbed.as_ref().filter(|(_, end)| below(end));
                 report.leaves += 1;
                 for (slot, pbn, birth, crc) in found.data() {
-                    if !own.contains(birth) {
+                    let inherited = absorbed.is_some_and(|(parents, _)| parents.contains(birth));
+                    if !own.contains(birth) && !inherited {
                         continue;
                     }
                     report.blocks += 1;
@@ -169,6 +173,32 @@ impl Engine {
             ));
         }
     }
+}
+
+/// A node to walk, and how far reclaim has got where it is merging two: below that leaf the blocks of
+/// the parent are the child's already.
+struct Walk {
+    node: Epoch,
+    own: EpochSet,
+    /// This node goes into that child, below that leaf.
+    merging: Option<(Epoch, u64)>,
+    /// The epochs of a parent that goes into this node, below that leaf.
+    absorbed: Option<(EpochSet, u64)>,
+}
+
+fn walks(nodes: &Nodes) -> Vec<Walk> {
+    let walk = |(epoch, node): (&Epoch, &Node)| {
+        let child = nodes.children(*epoch).next().filter(|_| node.released && node.cursor > 0);
+        let absorbed = nodes.absorbed_by(*epoch);
+        let absorbed = absorbed.and_then(|(parent, end)| Some((nodes.all.get(&parent)?, end)));
+        Walk {
+            node: *epoch,
+            own: node.own.clone(),
+            merging: child.map(|child| (child, node.cursor)),
+            absorbed: absorbed.map(|(parent, end)| (parent.own.clone(), end)),
+        }
+    };
+    nodes.all.iter().map(walk).collect()
 }
 
 fn compare_counters(tree: &Tree, owners: &HashMap<Pbn, Owner>, report: &mut Report) {
