@@ -115,14 +115,11 @@ fn print(report: &crate::engine::check::Report) -> ExitCode {
     for line in &report.repaired {
         println!("repaired: {line}");
     }
-    match (report.findings_count, report.repaired.is_empty()) {
-        (0, _) => {
-            println!("no damage found");
-            ExitCode::SUCCESS
-        }
-        (_, false) => ExitCode::SUCCESS,
-        _ => ExitCode::from(exit_code(ErrorKind::Corrupt)),
+    if report.findings_count > 0 {
+        return ExitCode::from(exit_code(ErrorKind::Corrupt));
     }
+    println!("no damage found");
+    ExitCode::SUCCESS
 }
 
 /// A panic leaves state half changed: end at once, the journal has everything that was acknowledged.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rowd_proto::size::Size;
 use serde::Deserialize;
 
-use crate::engine::Settings;
+use crate::engine::{MAX_POOL_BYTES, Settings};
 use crate::error::{Error, Result};
 use crate::pool::journal;
 use crate::units::BLOCK_SIZE;
@@ -149,7 +149,10 @@ fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {
         return Err(Error::invalid("pool.journal: a multiple of 4 KiB from 2 MiB on is needed"));
     }
     // Without a limit of its own the pool may fill the host's file system, less the reserve.
-    let max_bytes = size("pool.max_size", pool.max_size.as_deref(), 1 << 52)?;
+    let max_bytes = size("pool.max_size", pool.max_size.as_deref(), MAX_POOL_BYTES)?;
+    if max_bytes > MAX_POOL_BYTES {
+        return Err(Error::invalid("pool.max_size: at most 2 PiB"));
+    }
     if max_bytes < segment_bytes {
         return Err(Error::invalid("pool.max_size: less than one segment (pool.segment)"));
     }

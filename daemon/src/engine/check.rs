@@ -56,7 +56,13 @@ pub fn check(mut settings: Settings, data: bool, repair: bool) -> Result<Report>
         return Err(Error::not_found(format!("no pool in {}", settings.dir.display())));
     }
     let engine = Engine::open(settings)?;
-    let report = engine.check(data, repair)?;
+    let mut report = engine.check(data, repair)?;
+    if !report.repaired.is_empty() {
+        // What is left after the repair is what counts.
+        let repaired = std::mem::take(&mut report.repaired);
+        report = engine.check(data, false)?;
+        report.repaired = repaired;
+    }
     engine.close()?;
     Ok(report)
 }

@@ -129,6 +129,9 @@ impl Engine {
     /// # Errors
     /// `Invalid` when it is less than the pool file has already.
     pub fn pool_resize(&self, by: Actor, max_bytes: u64) -> Result<()> {
+        if max_bytes > super::MAX_POOL_BYTES {
+            return Err(Error::invalid("a pool has at most 2 PiB"));
+        }
         let _shape = self.shape.lock();
         let pool = &self.shared.pool;
         let segment = u64::from(pool.superblock().segment_blocks) * BLOCK_SIZE;

@@ -43,6 +43,9 @@ use catalogue::{Catalogue, DiskRecord, Entry, Op, SnapshotRecord};
 pub use clients::{ClientGuard, Hangup};
 pub use exports::Target;
 
+/// The largest pool: block numbers have 40 bits, and the journal takes some of them.
+pub const MAX_POOL_BYTES: u64 = 1 << 51;
+
 /// What the engine needs to know from the configuration.
 #[derive(Clone, Debug)]
 pub struct Settings {

@@ -207,14 +207,21 @@ fn number(text: Option<&str>, key: &str) -> Result<u32> {
         .ok_or_else(|| Error::corrupt(format!("catalogue record {key} is no number")))
 }
 
-/// Whether a pool was being made here when the power went; what there is of it is removed then.
+/// Whether a pool was being made here when the power went: then the map is there, empty, and the pool
+/// file is not yet. What there is of it is removed.
 fn unfinished(settings: &Settings) -> Result<bool> {
     if settings.pool.exists() {
         return Ok(false);
     }
     let map = settings.dir.join("map");
-    let state = Meta::open(&map).and_then(|meta| meta.state());
-    if state.is_ok_and(|state| state.opening > 0 || state.applied > Seq(0)) {
+    let missing = || format!("{} is missing", settings.pool.display());
+    let state = Meta::open(&map).and_then(|meta| meta.find_state()).map_err(|error| {
+        error.context(missing()).hint(format!(
+            "mount or restore what holds it; only if there never was a pool here, remove {}",
+            map.display()
+        ))
+    })?;
+    if state.is_some_and(|state| state.opening > 0 || state.applied > Seq(0)) {
         return Ok(false);
     }
     fs::remove_dir_all(&map).map_err(|e| Error::io(format!("remove {}", map.display()), &e))?;
@@ -243,6 +250,7 @@ fn create(settings: &Settings) -> Result<(Closed, Meta)> {
         journal_bytes: settings.journal_bytes,
         max_bytes: settings.max_bytes,
     };
+    Closed::check_target(&settings.pool)?;
     // The map first: a directory with a pool file but no map is a pool that lost its map.
     let state = State { pool: hex(&uuid), opening: 0, applied: Seq(0) };
     let meta = Meta::create(&settings.dir.join("map"), &state)?;

@@ -85,11 +85,21 @@ impl Meta {
     /// The point the store is at.
     ///
     /// # Errors
-    /// The store cannot be read.
+    /// The store cannot be read, or no checkpoint was ever written.
     pub fn state(&self) -> Result<State> {
-        let bytes = self.db.get(STATE_KEY).map_err(failed("read the state"))?;
-        let bytes = bytes.ok_or_else(|| Error::corrupt("the map has no state record"))?;
+        self.find_state()?.ok_or_else(|| Error::corrupt("the map has no state record"))
+    }
+
+    /// The point the store is at, if a checkpoint was ever written.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn find_state(&self) -> Result<Option<State>> {
+        let Some(bytes) = self.db.get(STATE_KEY).map_err(failed("read the state"))? else {
+            return Ok(None);
+        };
         serde_json::from_slice(&bytes)
+            .map(Some)
             .map_err(|e| Error::corrupt(format!("the map's state record: {e}")))
     }
 

@@ -25,6 +25,9 @@ const INPUT_BYTES: usize = 512 << 10;
 pub(super) const BULK_BYTES: usize = 64 << 10;
 /// Replies are sent when this much has gathered, at the latest.
 pub(super) const OUTPUT_BYTES: usize = 256 << 10;
+/// A client that stops this long in the middle of a large payload is disconnected: its share of memory
+/// keeps others waiting.
+const PAYLOAD_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Payloads of refused writes are read and dropped up to this size; beyond, the connection ends.
 const DRAIN_MAX: u64 = 128 << 20;
 
@@ -193,7 +196,10 @@ impl Session {
         self.make_room(bytes);
         while self.end - self.start < bytes {
             let limit = if self.bulk { self.start + bytes } else { self.input.len() };
-            let got = self.spin.receive(&self.socket, &mut self.input[self.end..limit])?;
+            // Who has begun a large payload holds a share of the daemon's memory.
+            let patience = self.share.as_ref().map(|_| PAYLOAD_PAUSE_MAX);
+            let unread = &mut self.input[self.end..limit];
+            let got = self.spin.receive(&self.socket, unread, patience)?;
             if got == 0 {
                 return Ok(false);
             }
@@ -206,7 +212,8 @@ impl Session {
     pub(super) fn receive_exactly(&mut self, out: &mut [u8]) -> io::Result<bool> {
         let mut at = 0;
         while at < out.len() {
-            let got = self.spin.receive(&self.socket, &mut out[at..])?;
+            let patience = Some(PAYLOAD_PAUSE_MAX);
+            let got = self.spin.receive(&self.socket, &mut out[at..], patience)?;
             if got == 0 {
                 return Ok(false);
             }

@@ -93,11 +93,17 @@ impl Spin {
         Spin { limit, long_waits: 0, spinners_max }
     }
 
-    /// Receives at least one byte, or 0 at the end of the stream.
+    /// Receives at least one byte, or 0 at the end of the stream. With `patience` the client has to send
+    /// within that time.
     ///
     /// # Errors
-    /// The connection is broken.
-    pub fn receive(&mut self, socket: &Socket, out: &mut [u8]) -> io::Result<usize> {
+    /// The connection is broken, or the client too slow.
+    pub fn receive(
+        &mut self,
+        socket: &Socket,
+        out: &mut [u8],
+        patience: Option<Duration>,
+    ) -> io::Result<usize> {
         if let Some(got) = try_receive(socket, out)? {
             return Ok(got);
         }
@@ -107,7 +113,12 @@ impl Spin {
         }
         let slept = Instant::now();
         loop {
-            socket.wait(PollFlags::POLLIN, PollTimeout::NONE)?;
+            let timeout = patience.map(|most| most.saturating_sub(slept.elapsed()));
+            if timeout.is_some_and(|left| left.is_zero()) {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "a payload stopped half-way"));
+            }
+            let timeout = timeout.map(PollTimeout::try_from).transpose();
+            socket.wait(PollFlags::POLLIN, timeout.ok().flatten().unwrap_or(PollTimeout::NONE))?;
             if let Some(got) = try_receive(socket, out)? {
                 // A client that is idle for long is not worth a processor; one that is back is.
                 let long = slept.elapsed() > self.limit;

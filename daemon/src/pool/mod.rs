@@ -83,9 +83,6 @@ impl Closed {
             std::fs::remove_file(&draft).map_err(|e| Error::io("remove an old draft", &e))?;
         }
         let file = PoolFile::open(if device { path } else { &draft }, !device)?;
-        if device {
-            check_unused_device(path, &file)?;
-        }
         let mut superblock = Superblock {
             uuid,
             generation: 0,
@@ -116,6 +113,17 @@ impl Closed {
             file::sync_directory(parent)?;
         }
         Ok(Closed { file, superblock })
+    }
+
+    /// Checks that a new pool may be made at `path`: nothing is there, or an empty block device.
+    ///
+    /// # Errors
+    /// `Exists`, saying what is there.
+    pub fn check_target(path: &Path) -> Result<()> {
+        if !path.exists() {
+            return Ok(());
+        }
+        check_unused_device(path, &PoolFile::open(path, false)?)
     }
 
     /// Opens an existing pool file and reads its superblock.
@@ -182,6 +190,13 @@ fn check_unused_device(path: &Path, file: &PoolFile) -> Result<()> {
     }
     let mut first = vec![0u8; 64 << 10];
     file.read(0, &mut first)?;
+    if first.starts_with(&superblock::MAGIC) {
+        return Err(Error::new(
+            ErrorKind::Exists,
+            format!("{name} holds a pool, but its map is missing"),
+        )
+        .hint("restore the map directory from the same moment"));
+    }
     if first.iter().any(|byte| *byte != 0) {
         return Err(Error::new(ErrorKind::Exists, format!("{name} is not empty"))
             .hint(format!("if nothing on it is needed: wipefs -a {name}, then zero its start")));
