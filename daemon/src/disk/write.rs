@@ -17,6 +17,8 @@ use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, ByteRange, Lba, LeafInde
 
 /// Mapped leaves that are zeroed or trimmed under one lock: 256 MiB of data.
 const CLEAR_LEAVES: usize = 1024;
+/// No piece crosses a multiple of this many leaves (512 GiB), or its count would not fit its record.
+const CLEAR_SPAN: u64 = 1 << 21;
 /// Zero blocks written at a time when zeros have to take space.
 const ZERO_BYTES: usize = 1 << 20;
 
@@ -201,7 +203,8 @@ impl Lane {
     /// follows what is mapped and not the length of the range.
     fn clear(&mut self, range: BlockRange, zero: bool) -> Result<()> {
         let mapped = self.disk.view.mapped_leaves(&self.disk.shared, range)?;
-        for leaves in mapped.chunks(CLEAR_LEAVES) {
+        let near = |a: &u64, b: &u64| a / CLEAR_SPAN == b / CLEAR_SPAN;
+        for leaves in mapped.chunks(CLEAR_LEAVES).flat_map(|some| some.chunk_by(near)) {
             let first = LeafIndex(leaves[0]).blocks();
             let last = LeafIndex(leaves[leaves.len() - 1]).blocks();
             let piece = BlockRange::new(first.start, last.end).clip(range);
