@@ -139,3 +139,20 @@ fn a_description_that_fits_no_record_is_refused() -> Outcome {
         other => Err(format!("{other:?}")),
     }
 }
+
+/// Cutting off the end of a very large disk with little in it made one change of more blocks than a
+/// record can count, and a panic.
+#[test]
+fn the_far_end_of_a_huge_disk_is_cut_off() -> Outcome {
+    const HUGE: u64 = 1 << 30;
+    let (_dir, engine) = pool(HUGE)?;
+    let one = target(&engine)?;
+    let mut lane = Lane::new(&one.disk);
+    for number in [10, HUGE / 2, HUGE - 1] {
+        write(&mut lane, number * BLOCK_SIZE, &block(1)).map_err(text)?;
+    }
+    drop((lane, one));
+    let id = engine.find_disk("disk").map_err(text)?;
+    let disk = engine.disk_resize(BY, &id, BLOCK_SIZE, true).map_err(text)?;
+    if disk.mapped_bytes == 0 { Ok(()) } else { Err("something stayed mapped".to_owned()) }
+}
