@@ -8,7 +8,8 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -224,8 +225,26 @@ fn unfinished(settings: &Settings) -> Result<bool> {
     if state.is_some_and(|state| state.opening > 0 || state.applied > Seq(0)) {
         return Ok(false);
     }
-    fs::remove_dir_all(&map).map_err(|e| Error::io(format!("remove {}", map.display()), &e))?;
+    // Out of the way first: half removed, it would pass for one that is damaged.
+    let draft = draft(settings);
+    discard(&draft)?;
+    fs::rename(&map, &draft).map_err(|e| Error::io(format!("rename {}", map.display()), &e))?;
+    discard(&draft)?;
     Ok(true)
+}
+
+/// Where a map is made, or unmade: what is there is never a pool's.
+fn draft(settings: &Settings) -> PathBuf {
+    settings.dir.join("map.new")
+}
+
+fn discard(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(format!("remove {}", path.display()), &error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Makes a directory and those above it, each durable in the one that holds it (hazard H10).
@@ -253,7 +272,14 @@ fn create(settings: &Settings) -> Result<(Closed, Meta)> {
     Closed::check_target(&settings.pool)?;
     // The map first: a directory with a pool file but no map is a pool that lost its map.
     let state = State { pool: hex(&uuid), opening: 0, applied: Seq(0) };
-    let meta = Meta::create(&settings.dir.join("map"), &state)?;
+    // Under another name until it is whole: RocksDB makes it in steps, and a cut between two of them
+    // leaves what cannot be opened.
+    let (draft, map) = (draft(settings), settings.dir.join("map"));
+    discard(&draft)?;
+    drop(Meta::create(&draft, &state)?);
+    fs::rename(&draft, &map).map_err(|e| Error::io(format!("name {}", map.display()), &e))?;
+    sync_directory(&settings.dir)?;
+    let meta = Meta::open(&map)?;
     let closed = Closed::create(&settings.pool, uuid, layout)?;
     sync_directory(&settings.dir)?;
     Ok((closed, meta))
