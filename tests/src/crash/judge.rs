@@ -109,8 +109,9 @@ fn look(disk: &Found<'_>, expect: &impl Fn(&Op) -> Expect) -> Result<Vec<Seen>, 
     for (at, ops) in touching.iter().enumerate() {
         let range = explain(log, at, ops, image[at], expect)?;
         for (position, index) in ops.iter().enumerate() {
-            // Position 0 of the range is the base, position 1 the first operation.
-            seen[*index].there |= *range.start() > position;
+            // Position 0 of the range is the base, position 1 the first operation. One that a later
+            // one has overwritten is neither there nor missing: the later one tells, by their order.
+            seen[*index].there |= *range.start() == position + 1;
             seen[*index].missing |= *range.end() <= position;
         }
     }

@@ -82,7 +82,7 @@ impl<'a> Lane<'a> {
             clock,
             style,
             // Cookies of different connections keep their ranges apart.
-            token: rng.clone().next() << 32,
+            token: rng.clone().bits() << 32,
             rng,
             flights: HashMap::new(),
             sent: 0,

@@ -57,9 +57,7 @@ fn settle(world: &mut World, disks: &[rowd_proto::Disk], snapshots: &[rowd_proto
             }
         }
         Some(Pending::SnapshotDelete { id }) => {
-            if !snapshots.iter().any(|s| s.id == id) {
-                world.snapshots.remove(&id);
-            }
+            world.snapshots.retain(|known, _| *known != id || snapshots.iter().any(|s| s.id == id));
         }
         Some(Pending::DiskCreate { name, image }) => {
             if let Some(made) = disks.iter().find(|disk| disk.name == name) {
@@ -67,11 +65,8 @@ fn settle(world: &mut World, disks: &[rowd_proto::Disk], snapshots: &[rowd_proto
                 world.add_disk(&name, &made.id, sectors, Some(image));
             }
         }
-        Some(Pending::DiskDelete { name }) => {
-            if !disks.iter().any(|disk| disk.name == name) {
-                world.forget_disk(&name);
-            }
-        }
+        Some(Pending::DiskDelete { name }) if disks.iter().any(|disk| disk.name == name) => {}
+        Some(Pending::DiskDelete { name }) => world.forget_disk(&name),
         Some(Pending::Rollback { disk, image, before }) => {
             let new = |s: &&rowd_proto::Snapshot| {
                 s.kind == SnapshotKind::Undo && !world.snapshots.contains_key(&s.id)

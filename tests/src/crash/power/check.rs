@@ -158,7 +158,7 @@ impl Cut<'_> {
     ) -> Result<bool, String> {
         let before = |at: Option<u64>| at.is_some_and(|at| at < self.at);
         let exists = shown.contains_key(name);
-        let must = before(made.answered) && !deleted.is_some_and(|span| span.asked < self.at);
+        let must = before(made.answered) && deleted.is_none_or(|span| span.asked >= self.at);
         let cannot = made.asked >= self.at || deleted.is_some_and(|span| before(span.answered));
         if must && !exists {
             return Err(format!("{name} was made before the cut and does not exist"));
