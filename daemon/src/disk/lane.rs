@@ -21,6 +21,25 @@ const WRITEBACK_BYTES: u64 = 1 << 20;
 /// This many flushes within one lease make it worth writing zeros ahead of the data.
 const EAGER_FLUSHES: u32 = 4;
 
+/// Stretch that is handed to writeback as one, though only parts of it may have been written.
+const WRITEBACK_SPAN: u64 = 8 << 20;
+
+/// A stretch of the pool in which data was written lately.
+#[derive(Debug)]
+struct Behind {
+    start: u64,
+    end: u64,
+    bytes: u64,
+}
+
+impl Behind {
+    /// Whether a write here still belongs to the stretch: allocation goes upwards through a segment,
+    /// with gaps where blocks are in use.
+    fn reaches(&self, offset: u64) -> bool {
+        (self.start..self.start + WRITEBACK_SPAN).contains(&offset)
+    }
+}
+
 /// The state of one connection to a disk.
 #[derive(Debug)]
 pub struct Lane {
@@ -33,7 +52,7 @@ pub struct Lane {
     lease: Option<Run>,
     flushes_in_lease: u32,
     /// Written and not yet handed to writeback.
-    behind: Option<(u64, u64)>,
+    behind: Option<Behind>,
 }
 
 impl Lane {
@@ -68,17 +87,26 @@ impl Lane {
 
     /// Takes note of data written, and has writeback begun when there is enough of it.
     pub(super) fn wrote(&mut self, offset: u64, length: u64) {
-        self.behind = match self.behind {
-            Some((start, end)) if end == offset => Some((start, offset + length)),
-            Some((start, end)) => {
-                self.disk.shared.pool.wrote(start, end - start);
-                Some((offset, offset + length))
+        let end = offset + length;
+        match &mut self.behind {
+            Some(behind) if behind.reaches(offset) => {
+                behind.end = behind.end.max(end);
+                behind.bytes += length;
             }
-            None => Some((offset, offset + length)),
-        };
-        if let Some((start, end)) = self.behind.filter(|(s, e)| e - s >= WRITEBACK_BYTES) {
+            other => {
+                let before = other.replace(Behind { start: offset, end, bytes: length });
+                self.hand_over(before);
+            }
+        }
+        if self.behind.as_ref().is_some_and(|behind| behind.bytes >= WRITEBACK_BYTES) {
+            let full = self.behind.take();
+            self.hand_over(full);
+        }
+    }
+
+    fn hand_over(&self, behind: Option<Behind>) {
+        if let Some(Behind { start, end, .. }) = behind {
             self.disk.shared.pool.wrote(start, end - start);
-            self.behind = None;
         }
     }
 
@@ -88,6 +116,8 @@ impl Lane {
     /// The pool has stopped.
     pub fn flush(&mut self, wrote_here: bool) -> Result<()> {
         self.flushes_in_lease = self.flushes_in_lease.saturating_add(1);
+        // The flush writes it back itself; a second writer would only be in its way.
+        self.behind = None;
         self.disk.flush(wrote_here)
     }
 
