@@ -15,7 +15,7 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 
 BUILD_PACKAGES := clang libclang-dev cmake pkg-config make g++
 DEMO_PACKAGES := libnbd-bin fuse3 e2fsprogs mount
-TEST_PACKAGES := nbdkit libnbd-bin python3-libnbd fio nbd-server qemu-utils xfsprogs e2fsprogs \
+TEST_PACKAGES := nbdkit libnbd-bin python3-libnbd fio nbd-server qemu-utils xfsprogs e2fsprogs strace \
 	fuse3 mount
 
 .PHONY: help

@@ -2,7 +2,10 @@
 //!
 //! Absent: the harness (`tests/src`) and unit tests, which are with the code they test.
 
-#![expect(clippy::unwrap_used, reason = "a helper of a test may fail the test as the test itself may")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a helper of a test may fail the test as the test itself may"
+)]
 
 mod chains;
 mod cli;
