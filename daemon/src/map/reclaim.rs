@@ -113,7 +113,9 @@ pub fn run_step(
         }
         let seq = shared.pool.append(Kind::Reclaim, &step.encode())?;
         faults::fail_point("reclaim.step");
-        apply(shared, tree, &step, seq, &versions, locked.as_deref_mut())?;
+        // Done in part, with its record in the journal: a checkpoint of this would make blocks leak.
+        apply(shared, tree, &step, seq, &versions, locked.as_deref_mut())
+            .inspect_err(|error| shared.pool.file.stop(error.message()))?;
         drop(locked);
         finish(tree, &step);
         return Ok(to == DONE);
@@ -215,8 +217,7 @@ fn apply(
     }
     drop(nodes);
     let era = shared.pool.readers.now();
-    let taken = shared.pool.with_allocator(|a| a.apply(seq, era, &[], &settled.freed));
-    taken.inspect_err(|error| shared.pool.file.stop(error.message()))
+    shared.pool.with_allocator(|a| a.apply(seq, era, &[], &settled.freed))
 }
 
 impl Settled {
@@ -297,6 +298,16 @@ fn finish(tree: &Tree, step: &Step) {
             relabel(&mut state.dead, step.node, child);
         }
         state.lineage = tree.lineage(state.node);
+    }
+    // A head that was frozen or closed since the node dissolved left its counters with the old name;
+    // from here on no view has that name any more.
+    let Some(child) = step.child else { return };
+    let nodes = &mut *tree.nodes.lock();
+    for (epoch, other) in &mut nodes.all {
+        if *epoch != child && other.dead.contains_key(&step.node) {
+            relabel(&mut other.dead, step.node, child);
+            nodes.touched.insert(*epoch);
+        }
     }
 }
 
