@@ -192,8 +192,11 @@ impl Campaign {
         self.totals.kills_while_starting += 1;
     }
 
-    /// Looks at everything.
+    /// Looks at everything, the log included: background work that fails is told nowhere else.
     fn look(&mut self, daemon: &Daemon, world: &mut World, round: u64) {
+        if let Some(line) = daemon.log().lines().find(|line| line.contains(" ERROR ")) {
+            self.fail(daemon, round, line);
+        }
         match verify(world, &daemon.control_socket(), &daemon.nbd_socket()) {
             Ok(sectors) => self.totals.sectors_verified += sectors,
             Err(error) => self.fail(daemon, round, &error),
