@@ -11,7 +11,8 @@ use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
 use crate::process::Daemon;
-use crate::{tool, wait};
+use crate::tool::{self, Outcome};
+use crate::wait;
 
 /// An export as a block device.
 #[derive(Debug)]
@@ -114,7 +115,7 @@ impl Mounted {
     #[track_caller]
     #[must_use]
     pub fn unmount(mut self) -> Device {
-        tool::finish(tool::command("umount").arg(&self.point)).ok();
+        unmount(&self.point).ok();
         self.device.take().expect("taken only here")
     }
 }
@@ -122,14 +123,30 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if self.device.is_some() {
-            tolerate(tool::command("umount").arg(&self.point));
+            told(&unmount(&self.point));
         }
     }
 }
 
+/// Unmounts a file system once nobody holds it. A child that another test is starting holds every file
+/// of this process until it executes its program, so a mount may be busy for a moment.
+pub fn unmount(point: &Path) -> Outcome {
+    let mut last = None;
+    wait::try_until(wait::PATIENCE, || {
+        let done = tool::finish(tool::command("umount").arg(point));
+        let busy = done.code != 0 && done.stderr.contains("busy");
+        last = Some(done);
+        (!busy).then_some(())
+    });
+    last.expect("it looks at least once")
+}
+
 /// Runs a command of a clean-up: a failure is told, and the rest goes on.
 fn tolerate(command: &mut Command) {
-    let done = tool::finish(command);
+    told(&tool::finish(command));
+}
+
+fn told(done: &Outcome) {
     if done.code != 0 {
         eprintln!("{done}");
     }

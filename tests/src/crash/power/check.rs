@@ -19,7 +19,7 @@ use crate::crash::history::{Log, Op};
 use crate::crash::judge::{Expect, Found, Window, judge};
 use crate::crash::load::lock;
 use crate::crash::stamp::{Value, parse_all};
-use crate::tool;
+use crate::{mount, tool};
 
 /// What an opened pool shows: disks and snapshots by export name.
 type Shown = BTreeMap<String, Vec<Value>>;
@@ -39,7 +39,7 @@ impl Mounted<'_> {
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        let done = tool::finish(tool::command("umount").arg(self.point));
+        let done = mount::unmount(self.point);
         if done.code != 0 {
             eprintln!("{done}");
         }
