@@ -9,6 +9,7 @@ mod budget;
 mod bulk;
 mod execute;
 pub mod exports;
+mod gather;
 pub mod handshake;
 mod helpers;
 pub mod listen;

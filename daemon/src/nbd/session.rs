@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::budget::{Budget, Buffers, Share};
 use super::exports::Negotiated;
+use super::gather::Gather;
 use super::helpers::{Helpers, Outstanding};
 use super::socket::{Socket, Spin};
 use super::wire::{PAYLOAD_MAX, REQUEST_LEN, Request, command};
@@ -56,6 +57,9 @@ pub struct Session {
     /// Something was written on this connection.
     pub(super) wrote: bool,
     spin: Spin,
+    gather: Gather,
+    /// Bytes received for one request, as of the last batch.
+    request_bytes: usize,
     input: Vec<u8>,
     start: usize,
     end: usize,
@@ -77,6 +81,16 @@ impl Received {
     /// Whether it brings a large payload.
     pub(super) fn is_bulk(&self) -> bool {
         self.payload.1 - self.payload.0 >= BULK_BYTES
+    }
+
+    /// What was received for it.
+    fn bytes(&self) -> usize {
+        REQUEST_LEN + self.payload.1 - self.payload.0
+    }
+
+    /// Whether it is quickly done, so that receiving it is a large part of its cost.
+    fn is_small(&self) -> bool {
+        (self.request.length as usize) < BULK_BYTES
     }
 }
 
@@ -110,6 +124,8 @@ impl Session {
             spin: Spin::new(common.spin, common.processors / 2),
             common,
             wrote: false,
+            gather: Gather::default(),
+            request_bytes: REQUEST_LEN,
             input: vec![0; INPUT_BYTES],
             start: 0,
             end: 0,
@@ -132,6 +148,7 @@ impl Session {
         loop {
             batch.clear();
             let next = self.parse(&mut batch);
+            self.learn(&batch);
             let leaving = self.execute(&batch)?;
             self.flush_output()?;
             if leaving {
@@ -146,6 +163,7 @@ impl Session {
                     if !self.fill(bytes)? {
                         return Ok(());
                     }
+                    self.gather_more()?;
                 }
                 Next::Bulk(request) => {
                     self.start += REQUEST_LEN;
@@ -206,6 +224,29 @@ impl Session {
             self.end += got;
         }
         Ok(true)
+    }
+
+    /// Receives what else the client is sending, if its queue is deep.
+    fn gather_more(&mut self) -> io::Result<()> {
+        let Some(hold) = self.gather.plan().filter(|_| !self.bulk && self.share.is_none()) else {
+            return Ok(());
+        };
+        let unread = self.end - self.start;
+        let enough = hold.enough.saturating_mul(self.request_bytes).saturating_sub(unread);
+        let room = &mut self.input[self.end..];
+        self.end += self.spin.linger(&self.socket, room, enough, hold)?;
+        Ok(())
+    }
+
+    /// Takes note of how many requests came together.
+    fn learn(&mut self, batch: &[Received]) {
+        if batch.is_empty() {
+            return;
+        }
+        let bytes: usize = batch.iter().map(Received::bytes).sum();
+        self.request_bytes = bytes / batch.len();
+        let small = batch.iter().all(Received::is_small);
+        self.gather.learn(if small { batch.len() } else { 0 });
     }
 
     /// Receives exactly what `out` takes; `false` at the end of the stream.

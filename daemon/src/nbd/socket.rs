@@ -14,6 +14,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, sendmsg, shutdown};
 use parking_lot::Mutex;
 
+use super::gather::Hold;
+
 /// Threads that spin now, over all connections.
 static SPINNING: AtomicUsize = AtomicUsize::new(0);
 /// Waits in a row that were longer than the spin before spinning is given up for a while.
@@ -135,19 +137,65 @@ impl Spin {
                 if self.long_waits > 4 * LONG_WAITS_MAX { 0 } else { self.long_waits };
             return Ok(None);
         }
-        if SPINNING.fetch_add(1, Ordering::Relaxed) >= self.spinners_max {
-            SPINNING.fetch_sub(1, Ordering::Relaxed);
-            return Ok(None);
-        }
+        let Some(_spinning) = Spinning::begin(self.spinners_max) else { return Ok(None) };
         let began = Instant::now();
-        let outcome = loop {
+        loop {
             match try_receive(socket, out) {
                 Ok(None) if began.elapsed() < self.limit => std::hint::spin_loop(),
-                other => break other,
+                other => return other,
             }
-        };
+        }
+    }
+
+    /// Receives what arrives within the time of `hold`, at most until `out` holds `enough` bytes. Returns
+    /// how many came, which may be none, the end of the stream included.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn linger(
+        &self,
+        socket: &Socket,
+        out: &mut [u8],
+        enough: usize,
+        hold: Hold,
+    ) -> io::Result<usize> {
+        if self.limit.is_zero() {
+            return Ok(0);
+        }
+        let Some(_spinning) = Spinning::begin(self.spinners_max) else { return Ok(0) };
+        let began = Instant::now();
+        let (mut at, mut heard) = (0, began);
+        while at < enough.min(out.len()) {
+            match try_receive(socket, &mut out[at..])? {
+                Some(0) => break,
+                Some(got) => {
+                    at += got;
+                    heard = Instant::now();
+                }
+                None => std::hint::spin_loop(),
+            }
+            if began.elapsed() >= hold.most || heard.elapsed() >= hold.silence {
+                break;
+            }
+        }
+        Ok(at)
+    }
+}
+
+/// A thread that spins; one of few.
+struct Spinning;
+
+impl Spinning {
+    fn begin(most: usize) -> Option<Spinning> {
+        let spinning = Spinning;
+        let before = SPINNING.fetch_add(1, Ordering::Relaxed);
+        (before < most).then_some(spinning)
+    }
+}
+
+impl Drop for Spinning {
+    fn drop(&mut self) {
         SPINNING.fetch_sub(1, Ordering::Relaxed);
-        outcome
     }
 }
 
