@@ -96,7 +96,7 @@ impl Engine {
             for table in tables {
                 let is_root = roots.contains(&table.owner);
                 for (index, leaf) in &table.leaves {
-                    let value = (!is_root || !leaf.is_empty()).then(|| leaf.encode());
+                    let value = (!is_root || !leaf.is_empty()).then(|| Arc::clone(leaf));
                     cut.changes.leaves.push((tree.id, LeafIndex(*index), table.owner, value));
                 }
             }

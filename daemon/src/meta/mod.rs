@@ -1,13 +1,14 @@
 //! The metadata store: the map and the catalogue in RocksDB, changed by checkpoints only.
 //!
-//! Invariants: this is the only module that names `rocksdb`; a checkpoint is one write batch, flushed
-//! over all column families at once, with the last applied record in it: the store is at one point in
-//! the order of effects or at the point before. Its write-ahead log is off, the journal is the log.
+//! Invariants: this is the only module that names `rocksdb`; a checkpoint is flushed over all column
+//! families at once, with the last applied record in it, and nothing else begins a flush: on disk the
+//! store is at one point in the order of effects or at the point before. Its write-ahead log is off, the journal is the log.
 //! Absent: caching of leaves (`map/view.rs`) and the meaning of catalogue values (`engine/`).
 
 pub mod keys;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
@@ -25,8 +26,10 @@ const FAMILIES: [&str; 4] = ["map", "own", "bits", "catalogue"];
 const STATE_KEY: &[u8] = b"state";
 /// Memory for RocksDB's own block cache; leaves are cached above it.
 const BLOCK_CACHE: usize = 32 << 20;
-/// Larger than any checkpoint's batch, so that none is flushed in the middle.
-const WRITE_BUFFER: usize = 64 << 20;
+/// Larger than any checkpoint (it is RocksDB's largest), so that only [`Meta::commit`] begins a flush.
+const WRITE_BUFFER: usize = 64 << 30;
+/// A checkpoint is handed over in batches of about this size, so that it is in memory once and not twice.
+const BATCH_BYTES: usize = 1 << 20;
 
 /// At which point the store is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +45,8 @@ pub struct State {
 /// Everything a checkpoint changes.
 #[derive(Debug, Default)]
 pub struct Changes {
-    pub leaves: Vec<(TreeId, LeafIndex, Epoch, Option<Vec<u8>>)>,
+    /// Values of `None` delete the version.
+    pub leaves: Vec<(TreeId, LeafIndex, Epoch, Option<Arc<Leaf>>)>,
     pub dropped: Vec<(TreeId, LeafIndex, Epoch)>,
     pub bits: Vec<(u32, Vec<u64>)>,
     /// Values of `None` delete the key.
@@ -151,6 +155,35 @@ impl Meta {
         Ok(found)
     }
 
+    /// The leaves from `from` on that have a version in an epoch `sees` allows, ascending; at most `limit`.
+    /// The cost follows the versions of all leaves it passes.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn leaves_seen(
+        &self,
+        tree: TreeId,
+        sees: &impl Sees,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<u64>> {
+        let newest = Epoch(u32::MAX);
+        let start = keys::version(tree, LeafIndex(from), newest);
+        let mut cursor = self.cursor("map", &start, tree.0.to_be_bytes().to_vec());
+        let mut found = Vec::new();
+        while let Some((key, _)) = cursor.item().filter(|_| found.len() < limit) {
+            let (_, leaf, epoch) = keys::parse_version(key).ok_or_else(bad_key)?;
+            if sees.sees(epoch) {
+                found.push(leaf.0);
+                cursor.seek(keys::version(tree, LeafIndex(leaf.0 + 1), newest));
+            } else {
+                cursor.next();
+            }
+        }
+        cursor.status().map_err(failed("walk the map"))?;
+        Ok(found)
+    }
+
     /// The leaves touched in an epoch, from `from` on, ascending; at most `limit`.
     ///
     /// # Errors
@@ -211,20 +244,24 @@ impl Meta {
         let (map, own) = (self.family("map"), self.family("own"));
         let mut batch = WriteBatch::default();
         for (tree, leaf, epoch, value) in &changes.leaves {
+            let (version, touched) =
+                (keys::version(*tree, *leaf, *epoch), keys::touched(*tree, *epoch, *leaf));
             match value {
                 Some(value) => {
-                    batch.put_cf(map, keys::version(*tree, *leaf, *epoch), value);
-                    batch.put_cf(own, keys::touched(*tree, *epoch, *leaf), b"");
+                    batch.put_cf(map, version, value.encode());
+                    batch.put_cf(own, touched, b"");
                 }
                 None => {
-                    batch.delete_cf(map, keys::version(*tree, *leaf, *epoch));
-                    batch.delete_cf(own, keys::touched(*tree, *epoch, *leaf));
+                    batch.delete_cf(map, version);
+                    batch.delete_cf(own, touched);
                 }
             }
+            self.write_if_large(&mut batch)?;
         }
         for (tree, leaf, epoch) in &changes.dropped {
             batch.delete_cf(map, keys::version(*tree, *leaf, *epoch));
             batch.delete_cf(own, keys::touched(*tree, *epoch, *leaf));
+            self.write_if_large(&mut batch)?;
         }
         for (segment, words) in &changes.bits {
             let value: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -238,13 +275,25 @@ impl Meta {
         }
         let json = serde_json::to_vec(state).map_err(|e| Error::internal(e.to_string()))?;
         batch.put(STATE_KEY, json);
-        self.write_and_flush(batch)
+        self.write(batch)?;
+        self.flush()
     }
 
-    fn write_and_flush(&self, batch: WriteBatch) -> Result<()> {
+    fn write_if_large(&self, batch: &mut WriteBatch) -> Result<()> {
+        if batch.size_in_bytes() < BATCH_BYTES {
+            return Ok(());
+        }
+        self.write(std::mem::take(batch))
+    }
+
+    /// To memory only: what a process that ends here has written is gone.
+    fn write(&self, batch: WriteBatch) -> Result<()> {
         let mut options = WriteOptions::default();
         options.disable_wal(true);
-        self.db.write_opt(batch, &options).map_err(failed("write a checkpoint"))?;
+        self.db.write_opt(batch, &options).map_err(failed("write a checkpoint"))
+    }
+
+    fn flush(&self) -> Result<()> {
         let families: Vec<&ColumnFamily> =
             FAMILIES.iter().map(|name| self.family(name)).chain([self.default_family()]).collect();
         let mut flush = FlushOptions::default();
