@@ -21,8 +21,10 @@ use crate::units::{Epoch, Seq};
 pub const RECLAIM: &str = "reclaim";
 /// Leaves freed in one step: about a millisecond under the child's lock at most.
 const RECLAIM_LEAVES: usize = 64;
-/// While clients write, a step is followed by a pause of this many times its length.
-const RECLAIM_GIVE_WAY: u32 = 9;
+/// While clients read or write, a step is followed by a pause of this many times its length.
+const RECLAIM_GIVE_WAY: u32 = 19;
+/// With fewer blocks to write to than this (256 MiB), freeing does not pause.
+const RECLAIM_HURRY: u64 = 1 << 16;
 /// How often the checkpointer looks whether it is time.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often expired snapshots are looked for, and other rare chores done.
@@ -157,14 +159,16 @@ impl Engine {
         child: Option<Epoch>,
         job: Option<&Job>,
     ) -> Result<()> {
-        let journal = &self.shared.pool.journal;
-        let (before, began) = (journal.last(), Instant::now());
+        let pool = &self.shared.pool;
+        let (last, reads) = (pool.journal.last(), pool.readers.entries());
+        let began = Instant::now();
         run_step(&self.shared, tree, node, child, RECLAIM_LEAVES)?;
         if let Some(job) = job {
             job.done.fetch_add(RECLAIM_LEAVES as u64, Ordering::Relaxed);
         }
-        let busy = journal.last() > before.next();
-        if busy {
+        let busy = pool.journal.last() > last.next() || pool.readers.entries() != reads;
+        // Who waits for space is not helped by patience.
+        if busy && pool.with_allocator(|a| a.room()) > RECLAIM_HURRY {
             std::thread::sleep(began.elapsed() * RECLAIM_GIVE_WAY);
         }
         Ok(())

@@ -335,10 +335,7 @@ impl Engine {
 
     /// Number of released nodes whose blocks are still being freed.
     pub(super) fn reclaiming(&self) -> u64 {
-        let released = |tree: &Tree| {
-            let nodes = tree.nodes.lock();
-            nodes.all.iter().filter(|(e, n)| n.released && nodes.children(**e).count() < 2).count()
-        };
-        self.all_trees().iter().map(|tree| released(tree) as u64).sum()
+        let reclaimable = |tree: &Tree| tree.nodes.lock().reclaimable().count();
+        self.all_trees().iter().map(|tree| reclaimable(tree) as u64).sum()
     }
 }

@@ -72,12 +72,15 @@ impl Step {
 #[must_use]
 pub fn next_node(tree: &Tree) -> Option<(Epoch, Option<Epoch>)> {
     let nodes = tree.nodes.lock();
-    let released = || nodes.all.iter().filter(|(_, node)| node.released);
-    let begun = released().find(|(_, node)| node.cursor > 0).map(|(epoch, _)| *epoch);
-    let ready = || released().map(|(epoch, _)| *epoch).find(|n| nodes.children(*n).count() < 2);
-    let node = begun.or_else(ready)?;
-    let child = nodes.children(node).next();
-    Some((node, child))
+    let begun = |epoch: &Epoch| nodes.all.get(epoch).is_some_and(|node| node.cursor > 0);
+    let mut oldest = None;
+    for (node, child) in nodes.reclaimable() {
+        if begun(&node) {
+            return Some((node, child));
+        }
+        oldest = oldest.or(Some((node, child)));
+    }
+    oldest
 }
 
 /// Frees up to `limit` leaves' worth of a node. Returns whether the node is gone now.

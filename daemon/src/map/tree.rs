@@ -20,6 +20,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::meta::Meta;
 use crate::units::{Epoch, LeafIndex, TreeId};
 
+/// A node with more epochs than this (many deleted snapshots were merged into it) is looked up leaf by leaf:
+/// one walk costs less than a seek for each epoch.
+const SEEKS_MAX: usize = 32;
+
 /// One point in the lineage: a frozen state, or the head of a disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
@@ -164,8 +168,12 @@ impl Tree {
         limit: usize,
     ) -> Result<Vec<u64>> {
         let mut found = self.frozen_leaves(from, u64::MAX, |owner| own.contains(owner));
-        for epoch in own.iter() {
-            found.extend(meta.touched(self.id, epoch, from, limit)?);
+        if own.iter().nth(SEEKS_MAX).is_some() {
+            found.extend(meta.leaves_seen(self.id, own, from, limit)?);
+        } else {
+            for epoch in own.iter() {
+                found.extend(meta.touched(self.id, epoch, from, limit)?);
+            }
         }
         found.sort_unstable();
         found.dedup();
@@ -238,6 +246,23 @@ impl Nodes {
         let parent = self.all.get(&node)?.parent?;
         let found = self.all.get(&parent)?;
         (found.released && found.cursor > 0).then_some((parent, found.cursor))
+    }
+
+    /// The released nodes that can be freed now, each with its only child if it has one; ascending. One
+    /// with several children waits.
+    pub fn reclaimable(&self) -> impl Iterator<Item = (Epoch, Option<Epoch>)> + '_ {
+        let mut children: FxHashMap<Epoch, (usize, Epoch)> = FxHashMap::default();
+        for (epoch, node) in &self.all {
+            if let Some(parent) = node.parent {
+                children.entry(parent).or_insert((0, *epoch)).0 += 1;
+            }
+        }
+        let released = self.all.iter().filter(|(_, node)| node.released);
+        released.filter_map(move |(epoch, _)| match children.get(epoch) {
+            None => Some((*epoch, None)),
+            Some((1, child)) => Some((*epoch, Some(*child))),
+            Some(_) => None,
+        })
     }
 
     /// The nodes whose parent this is.

@@ -218,6 +218,17 @@ impl Allocator {
         u64::from(self.segment_count()) * u64::from(self.geometry.segment_blocks) - self.used_blocks
     }
 
+    /// Blocks that can still be written before the pool is full: those no one holds, and those the file
+    /// may grow by.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        let growth = match self.growth_blocked {
+            true => 0,
+            false => self.geometry.max_segments.saturating_sub(self.segment_count()),
+        };
+        self.free_blocks() + u64::from(growth) * u64::from(self.geometry.segment_blocks)
+    }
+
     /// Whether a block is in use.
     #[must_use]
     pub fn is_used(&self, block: Pbn) -> bool {

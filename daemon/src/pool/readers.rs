@@ -15,26 +15,34 @@ const IDLE: u64 = u64::MAX;
 #[derive(Debug, Default)]
 pub struct Readers {
     era: AtomicU64,
-    slots: Mutex<Vec<Arc<AtomicU64>>>,
+    slots: Mutex<Vec<Arc<Slot>>>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    /// The era its reader is in, or [`IDLE`].
+    era: AtomicU64,
+    /// How often its reader entered.
+    entries: AtomicU64,
 }
 
 /// The place of one reader; each connection keeps one.
 #[derive(Debug)]
 pub struct Reader {
-    slot: Arc<AtomicU64>,
+    slot: Arc<Slot>,
 }
 
 /// While this lives, no block freed since is reused.
 #[derive(Debug)]
 #[must_use]
 pub struct Reading {
-    slot: Arc<AtomicU64>,
+    slot: Arc<Slot>,
 }
 
 impl Readers {
     /// Registers a reader.
     pub fn register(&self) -> Reader {
-        let slot = Arc::new(AtomicU64::new(IDLE));
+        let slot = Arc::new(Slot { era: AtomicU64::new(IDLE), entries: AtomicU64::new(0) });
         self.slots.lock().push(Arc::clone(&slot));
         Reader { slot }
     }
@@ -51,28 +59,40 @@ impl Readers {
         let mut slots = self.slots.lock();
         // A slot only we hold belongs to a reader that is gone.
         slots.retain(|slot| Arc::strong_count(slot) > 1);
-        slots.iter().map(|slot| slot.load(Ordering::SeqCst)).min().unwrap_or(IDLE).min(now)
+        slots.iter().map(|slot| slot.era.load(Ordering::SeqCst)).min().unwrap_or(IDLE).min(now)
+    }
+
+    /// A number that changes whenever somebody reads.
+    pub fn entries(&self) -> u64 {
+        let slots = self.slots.lock();
+        slots.iter().map(|slot| slot.entries.load(Ordering::Relaxed)).sum()
     }
 }
 
 impl Reader {
     /// Enters the present era.
     pub fn enter(&self, readers: &Readers) -> Reading {
-        self.slot.store(readers.now(), Ordering::SeqCst);
-        Reading { slot: Arc::clone(&self.slot) }
+        self.enter_era(readers.now())
     }
 
     /// Begins an era and enters it: for a reader that goes on to allocate, and must not keep from
     /// itself what was freed before it came.
     pub fn enter_new(&self, readers: &Readers) -> Reading {
-        self.slot.store(readers.era.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        self.enter_era(readers.era.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
+    fn enter_era(&self, era: u64) -> Reading {
+        self.slot.era.store(era, Ordering::SeqCst);
+        // Only its own reader counts: no need for an atomic addition.
+        let entries = self.slot.entries.load(Ordering::Relaxed) + 1;
+        self.slot.entries.store(entries, Ordering::Relaxed);
         Reading { slot: Arc::clone(&self.slot) }
     }
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        self.slot.store(IDLE, Ordering::SeqCst);
+        self.slot.era.store(IDLE, Ordering::SeqCst);
     }
 }
 
@@ -90,6 +110,15 @@ mod tests {
         assert!(readers.oldest() <= freed_in, "asking again changes nothing");
         drop(reading);
         assert!(readers.oldest() > freed_in);
+    }
+
+    #[test]
+    fn reading_is_noticed() {
+        let readers = Readers::default();
+        let reader = readers.register();
+        let before = readers.entries();
+        drop(reader.enter(&readers));
+        assert_ne!(readers.entries(), before);
     }
 
     #[test]
