@@ -68,9 +68,16 @@ impl Daemon {
     }
 
     /// Ends it in order and starts it again, with no map in memory and none in the page cache.
+    pub fn restart_without_map(&mut self) {
+        self.stop();
+        machine::evict(&self.dir(), Some(&self.dir().join("pool")));
+        self.relaunch();
+    }
+
+    /// Ends it in order and starts it again, with neither map nor data in memory.
     pub fn restart_cold(&mut self) {
         self.stop();
-        machine::evict(&self.dir(), &self.dir().join("pool"));
+        machine::evict(&self.dir(), None);
         self.relaunch();
     }
 

@@ -15,6 +15,10 @@ use rowd_tests::tool;
 
 use crate::options::Options;
 
+/// Memory that [`touch_memory`] leaves alone.
+const KEEP_FREE: usize = 1 << 30;
+const PIECE: usize = 64 << 20;
+
 /// Lines for the head of a report: name and value.
 pub fn facts(options: &Options) -> Vec<(&'static str, String)> {
     let cpu = field("/proc/cpuinfo", "model name");
@@ -60,15 +64,24 @@ pub fn device_bytes(dir: &Path) -> u64 {
     sectors.expect("the kernel counts sectors") * 512
 }
 
+/// Uses all free memory once and lets it go. The host of a virtual machine may hand memory out when it is
+/// first touched; whoever fills the page cache first would pay for that, and be measured with it.
+pub fn touch_memory() {
+    let free = field("/proc/meminfo", "MemFree").replace(" kB", "").parse::<usize>();
+    let pieces = (free.unwrap_or(0) << 10).saturating_sub(KEEP_FREE) / PIECE;
+    let held: Vec<Vec<u8>> = (0..pieces).map(|_| vec![1; PIECE]).collect();
+    drop(std::hint::black_box(held));
+}
+
 /// Takes the files below a directory out of the page cache, except one.
-pub fn evict(dir: &Path, except: &Path) {
+pub fn evict(dir: &Path, except: Option<&Path>) {
     settle(dir);
     for entry in fs::read_dir(dir).expect("list a directory") {
         let path = entry.expect("list a directory").path();
         let kind = fs::symlink_metadata(&path).expect("look at a file").file_type();
         if kind.is_dir() {
             evict(&path, except);
-        } else if kind.is_file() && path != except {
+        } else if kind.is_file() && except != Some(&path) {
             let file = File::open(&path).expect("open a file");
             let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
             posix_fadvise(&file, 0, 0, advice).expect("evict a file");

@@ -63,6 +63,10 @@ fn run(options: &Options) -> Result<ExitCode, String> {
     let dir = tempfile::TempDir::with_prefix_in("rowd-bench-", &options.dir)
         .map_err(|e| format!("{}: {e}", options.dir.display()))?;
     let facts = machine::facts(options);
+    if !options.quick {
+        eprintln!("touching all free memory once");
+        machine::touch_memory();
+    }
     let race = race::run(options, dir.path());
     let curves = curves::run(options, dir.path());
     let text = render(options, &facts, race.as_ref(), curves.as_ref());

@@ -2,7 +2,9 @@
 //!
 //! Invariants: both disks live in one pool and have had the same writes in the same order, so they are
 //! fragmented alike and differ in nothing but snapshots; they are read in turn.
-//! Absent: reads whose data is cold, which would measure the device.
+//! The last two lines have no target: on a disk this small one block of the map serves a dozen first
+//! reads at 1 snapshot and a single one at 1256, which on large disks is so at both.
+//! Absent: first reads of disks larger than the map cache.
 
 use std::time::Instant;
 
@@ -30,7 +32,7 @@ pub fn curve(bench: Bench<'_>) -> Vec<Finding> {
     for (disk, count) in DISKS.into_iter().zip([1, deep]) {
         layer(&mut daemon, disk, size, count, deep);
     }
-    let mut seen: [[Vec<f64>; 2]; 3] = Default::default();
+    let mut seen: [[Vec<f64>; 2]; 4] = Default::default();
     let rounds = if bench.options.quick { 2 } else { ROUNDS };
     for round in 0..rounds {
         for turn in 0..DISKS.len() {
@@ -42,27 +44,34 @@ pub fn curve(bench: Bench<'_>) -> Vec<Finding> {
         }
     }
     daemon.note_memory();
-    let what = [
-        "first read of each leaf after a restart",
-        "the same, the map evicted from the page cache",
-        "4K random reads, depth 32",
-    ];
-    what.into_iter().zip(&seen).map(|(what, rates)| finding(what, deep, rates)).collect()
+    let [cold, warm, started, evicted] = seen;
+    let told = |what: &str, rates| finding(what, deep, rates);
+    vec![
+        judged(
+            told("4K random reads of the whole disk, depth 32, nothing in memory", &cold),
+            &cold,
+        ),
+        judged(told("4K random reads, depth 32, all in memory", &warm), &warm),
+        told("first read of each leaf after a restart", &started),
+        told("the same, the map evicted from the page cache", &evicted),
+    ]
 }
 
-/// Reads per second of one disk in three states of the caches. Its data is in the page cache.
-fn read(bench: Bench<'_>, daemon: &mut Daemon, disk: &str) -> [f64; 3] {
+/// Reads per second of one disk in four states of the caches.
+fn read(bench: Bench<'_>, daemon: &mut Daemon, disk: &str) -> [f64; 4] {
     let size = bench.options.disk;
     daemon.connect(disk).read_all(size);
     daemon.stop();
     daemon.relaunch();
     let started = first_reads(daemon, disk, size);
-    daemon.restart_cold();
+    daemon.restart_without_map();
     let evicted = first_reads(daemon, disk, size);
     let length = Length::Seconds { ramp: 0, measured: bench.options.runtime };
     let load = Load::random("randread", 32);
     let warm = fio::run(daemon.files(), &daemon.uri(disk), load, size, length);
-    [started, evicted, warm.per_second]
+    daemon.restart_cold();
+    let cold = fio::run(daemon.files(), &daemon.uri(disk), load, size, Length::Cover);
+    [cold.per_second, warm.per_second, started, evicted]
 }
 
 /// A full disk with `writes` rounds of random writes, of which the last `snapshots` have one before.
@@ -102,6 +111,10 @@ fn finding(what: &str, deep: u32, rates: &[Vec<f64>; 2]) -> Finding {
     let ratio = many / one;
     let text = format!("{} and {}: {ratio:.2}", number(one), number(many));
     let numbers = json!({ "one": rates[0], "many": rates[1], "ratio": ratio });
-    let what = format!("{what}, at 1 and at {deep} snapshots");
-    Finding::told(what, text, numbers).target("≥ 0.95", ratio >= 0.95)
+    Finding::told(format!("{what}, at 1 and at {deep} snapshots"), text, numbers)
+}
+
+fn judged(finding: Finding, rates: &[Vec<f64>; 2]) -> Finding {
+    let [one, many] = rates.each_ref().map(|rates| median(rates));
+    finding.target("≥ 0.95", many / one >= 0.95)
 }
