@@ -97,8 +97,10 @@ impl Closed {
         if !device {
             file.grow(superblock.data_start() * BLOCK_SIZE)?;
         }
-        // Written, not only allocated: the first use of an unwritten extent costs a flush of its own.
-        let zeros = vec![0u8; 1 << 20];
+        // Written, not only allocated: the first use of an unwritten extent costs a flush of its own. In
+        // small pieces, because the page cache keeps a file in units as large as the writes that made it,
+        // and a record that goes into a large unit makes the file system walk all of its blocks.
+        let zeros = [0u8; 4 * BLOCK_BYTES];
         for at in (0..superblock.data_start() * BLOCK_SIZE).step_by(zeros.len()) {
             let left = superblock.data_start() * BLOCK_SIZE - at;
             let piece = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
