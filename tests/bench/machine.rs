@@ -5,8 +5,10 @@
 //! Absent: dropping the page cache of the whole machine, which others use too.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -15,9 +17,12 @@ use rowd_tests::tool;
 
 use crate::options::Options;
 
-/// Memory that [`touch_memory`] leaves alone.
-const KEEP_FREE: usize = 1 << 30;
-const PIECE: usize = 64 << 20;
+/// Memory that [`settle`] leaves free.
+const KEEP_FREE: u64 = 256 << 20;
+/// More than a run ever reads.
+const FILLER_BYTES: u64 = 8 << 40;
+/// A file of holes, and how much of it was read.
+static FILLER: OnceLock<(File, AtomicU64)> = OnceLock::new();
 
 /// Lines for the head of a report: name and value.
 pub fn facts(options: &Options) -> Vec<(&'static str, String)> {
@@ -42,10 +47,11 @@ pub fn facts(options: &Options) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Waits until the file system of a directory has nothing left to write.
+/// Waits until the file system of a directory has nothing left to write, and puts free memory to use.
 pub fn settle(dir: &Path) {
     let file = File::open(dir).expect("open a directory");
     nix::unistd::syncfs(&file).expect("write back a file system");
+    fill_free_memory();
 }
 
 /// Bytes that can still be written to the file system of a directory.
@@ -64,13 +70,27 @@ pub fn device_bytes(dir: &Path) -> u64 {
     sectors.expect("the kernel counts sectors") * 512
 }
 
-/// Uses all free memory once and lets it go. The host of a virtual machine may hand memory out when it is
-/// first touched; whoever fills the page cache first would pay for that, and be measured with it.
-pub fn touch_memory() {
-    let free = field("/proc/meminfo", "MemFree").replace(" kB", "").parse::<usize>();
-    let pieces = (free.unwrap_or(0) << 10).saturating_sub(KEEP_FREE) / PIECE;
-    let held: Vec<Vec<u8>> = (0..pieces).map(|_| vec![1; PIECE]).collect();
-    drop(std::hint::black_box(held));
+/// Has [`settle`] fill free memory with clean page cache from now on, as it is on a machine that has run for
+/// a while. A virtual machine gets memory from its host on first touch and may lose it when it is free:
+/// whoever fills the page cache first would pay for that, and be measured with it.
+pub fn keep_memory_in_use(dir: &Path) {
+    let file = tempfile::tempfile_in(dir).expect("make a file");
+    file.set_len(FILLER_BYTES).expect("make a sparse file");
+    FILLER.set((file, AtomicU64::new(0))).expect("called once");
+}
+
+/// Reads holes that were not read before: the kernel makes pages of zeros of them, and takes them back
+/// when somebody needs memory.
+fn fill_free_memory() {
+    let Some((file, read)) = FILLER.get() else { return };
+    let mut buffer = vec![0; 1 << 20];
+    let free = || field("/proc/meminfo", "MemFree").replace(" kB", "").parse::<u64>();
+    let mut left = free().map_or(0, |kib| kib << 10).saturating_sub(KEEP_FREE);
+    while left > 0 {
+        let at = read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        file.read_exact_at(&mut buffer, at).expect("read a hole");
+        left = left.saturating_sub(buffer.len() as u64);
+    }
 }
 
 /// Takes the files below a directory out of the page cache, except one.

@@ -64,8 +64,7 @@ fn run(options: &Options) -> Result<ExitCode, String> {
         .map_err(|e| format!("{}: {e}", options.dir.display()))?;
     let facts = machine::facts(options);
     if !options.quick {
-        eprintln!("touching all free memory once");
-        machine::touch_memory();
+        machine::keep_memory_in_use(dir.path());
     }
     let race = race::run(options, dir.path());
     let curves = curves::run(options, dir.path());

@@ -79,10 +79,10 @@ pub fn run(options: &Options, dir: &std::path::Path) -> Option<(Table, Value)> {
             for turn in 0..kinds.len() {
                 // A different server goes first each round, so that none always follows the same one.
                 let at = (turn + round as usize) % kinds.len();
-                let serving = stable.serve(kinds[at]);
                 if index == 0 && kinds[at] == Kind::Rowd && round > 0 {
-                    serving.refill(options.disk);
+                    stable.serve(kinds[at]).refill(options.disk);
                 }
+                let serving = stable.serve(kinds[at]);
                 let value = measure(options, place.path(), line, serving);
                 eprintln!("race: round {round}, {}: {} {value:.0}", line.name, kinds[at].name());
                 cells[index][at].rounds.push(value);

@@ -5,7 +5,6 @@
 //! Absent: tuning of anybody, ours included: defaults, with write-back where a server has the choice.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use rowd_tests::tool;
@@ -13,7 +12,7 @@ use rowd_tests::tool;
 use crate::daemon::Daemon;
 use crate::guard::{Detached, Running, wait_listening};
 use crate::machine;
-use crate::nbd::{Client, noise};
+use crate::nbd::Client;
 
 /// The name of the export, of every server.
 pub const EXPORT: &str = "bench";
@@ -53,6 +52,11 @@ impl Kind {
         }
     }
 
+    /// Whether its disk is the raw file that several serve.
+    fn serves_raw(self) -> bool {
+        matches!(self, Kind::Nbdkit | Kind::QemuRaw | Kind::NbdServer)
+    }
+
     pub fn from_name(name: &str) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| kind.name() == name)
     }
@@ -82,32 +86,41 @@ enum Place<'a> {
 }
 
 impl Stable {
-    /// Fills a disk for each server that takes part.
+    /// Fills a disk for each server that takes part, each through its server and with the same writes.
     pub fn fill(dir: &Path, program: &Path, size: u64, kinds: &[Kind]) -> Stable {
-        let raw = dir.join("disk.raw");
-        write_random(&raw, size);
+        let mut stable = Stable { dir: dir.to_owned(), size, rowd: None };
+        if let Some(kind) = kinds.iter().find(|kind| kind.serves_raw()) {
+            let raw = fs::File::create(dir.join("disk.raw")).expect("make a disk file");
+            raw.set_len(size).expect("make a disk file");
+            stable.start(*kind).refill(size);
+        }
         if kinds.contains(&Kind::QemuQcow2) {
             let image = dir.join("disk.qcow2").display().to_string();
-            let (raw, bytes) = (raw.display().to_string(), size.to_string());
             let options = "preallocation=metadata";
-            tool::run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, &image, &bytes])
-                .ok();
-            tool::run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "qcow2", &raw, &image])
-                .ok();
+            let create = ["create", "-q", "-f", "qcow2", "-o", options, &image, &size.to_string()];
+            tool::run("qemu-img", &create).ok();
+            stable.start(Kind::QemuQcow2).refill(size);
         }
-        let rowd = kinds.contains(&Kind::Rowd).then(|| {
+        if kinds.contains(&Kind::Rowd) {
             let mut daemon = Daemon::start(program, dir);
             daemon.full_disk(EXPORT, size);
             daemon.stop();
-            daemon
-        });
+            stable.rowd = Some(daemon);
+        }
         machine::settle(dir);
-        Stable { dir: dir.to_owned(), size, rowd }
+        stable
     }
 
     /// Starts one server, with its caches warm and nothing left to write from before.
     pub fn serve(&mut self, kind: Kind) -> Serving<'_> {
         machine::settle(&self.dir);
+        let size = self.size;
+        let serving = self.start(kind);
+        Client::connect(&serving.socket, EXPORT).read_all(size);
+        serving
+    }
+
+    fn start(&mut self, kind: Kind) -> Serving<'_> {
         let socket = self.dir.join("peer.sock");
         if socket.exists() {
             fs::remove_file(&socket).expect("remove the socket of the server before");
@@ -123,7 +136,6 @@ impl Stable {
         };
         wait_listening(&socket);
         let uri = format!("nbd+unix:///{EXPORT}?socket={}", socket.display());
-        Client::connect(&socket, EXPORT).read_all(self.size);
         Serving { uri, socket, place }
     }
 
@@ -133,10 +145,11 @@ impl Stable {
 }
 
 impl Serving<'_> {
-    /// Writes the whole disk again in order. Only rowd's layout depends on the order of writes; for it
-    /// this is what a disk looks like that was just filled.
-    pub fn refill(&self, size: u64) {
+    /// Writes the whole disk in order and ends the server. Only rowd's layout depends on the order of
+    /// writes; for it this is what a disk looks like that was just filled.
+    pub fn refill(self, size: u64) {
         Client::connect(&self.socket, EXPORT).fill(0, size, 2);
+        self.stop();
     }
 
     pub fn stop(self) {
@@ -191,17 +204,4 @@ fn start_nbd_server(dir: &Path, raw: &Path, socket: &Path, log: &Path) -> Place<
     let place = Place::Detached(Detached::from_pid_file(&pid));
     starter.wait_done(rowd_tests::wait::PATIENCE, &[0]);
     place
-}
-
-fn write_random(path: &Path, size: u64) {
-    let bytes = noise();
-    let mut file = fs::File::create(path).expect("make a disk file");
-    let mut left = size;
-    // Repeated bytes are as good as others here: nobody compresses or deduplicates.
-    while left > 0 {
-        let piece = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-        file.write_all(&bytes[..piece]).expect("write a disk file");
-        left -= piece as u64;
-    }
-    file.sync_all().expect("write back a disk file");
 }
