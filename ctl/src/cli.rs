@@ -13,7 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use rowd_proto::EXIT_CODES;
 
 use crate::commands::{
-    chain, check, disk, doctor, events, generate, job, pool, scrub, snapshot, status, tag,
+    chain, check, disk, doctor, events, generate, group, job, pool, scrub, snapshot, status, tag,
 };
 use crate::render::Format;
 
@@ -60,6 +60,9 @@ pub enum Command {
     /// Read-only states of a disk at one instant
     #[command(subcommand, visible_alias = "snap")]
     Snapshot(snapshot::Verb),
+    /// Snapshots of several disks at exactly one instant
+    #[command(subcommand)]
+    Group(group::Verb),
     /// All snapshots of a disk, which outlive it
     #[command(subcommand)]
     Chain(chain::Verb),

@@ -24,6 +24,8 @@ pub enum ErrorKind {
     InUse,
     /// The object is in a state that does not allow this now.
     WrongState,
+    /// A member of a group is in a state that does not allow this: choose others.
+    MemberState,
     /// A configured number of objects is reached: delete some, or raise the quota.
     Quota,
     /// The pool has no space left: delete, trim, or enlarge it.

@@ -212,6 +212,10 @@ id_type!(
     SnapshotId, "s-"
 );
 id_type!(
+    /// The id of a group of snapshots, `ssg-…`.
+    GroupId, "ssg-"
+);
+id_type!(
     /// The id of a job, `j-…`.
     JobId, "j-"
 );

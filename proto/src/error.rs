@@ -24,6 +24,8 @@ pub enum ErrorKind {
     InUse,
     /// The object is in a state that does not allow this now.
     WrongState,
+    /// A member of a group is in a state that does not allow this.
+    MemberState,
     /// A configured number of objects is reached.
     Quota,
     /// The pool, or the file system of the target file, has no space left.
@@ -57,6 +59,7 @@ impl ErrorKind {
         ErrorKind::Exists,
         ErrorKind::InUse,
         ErrorKind::WrongState,
+        ErrorKind::MemberState,
         ErrorKind::Quota,
         ErrorKind::NoSpace,
         ErrorKind::Corrupt,
@@ -80,6 +83,7 @@ impl ErrorKind {
             ErrorKind::Exists => "exists",
             ErrorKind::InUse => "in_use",
             ErrorKind::WrongState => "wrong_state",
+            ErrorKind::MemberState => "member_state",
             ErrorKind::Quota => "quota",
             ErrorKind::NoSpace => "no_space",
             ErrorKind::Corrupt => "corrupt",
@@ -105,6 +109,7 @@ impl ErrorKind {
             // object.
             ErrorKind::Exists | ErrorKind::InUse => exit::IN_USE,
             ErrorKind::WrongState => exit::WRONG_STATE,
+            ErrorKind::MemberState => exit::MEMBER_STATE,
             ErrorKind::Quota => exit::QUOTA,
             ErrorKind::NoSpace => exit::NO_SPACE,
             // A stopped pool is the aftermath of an I/O error and is cured in the same way.
@@ -167,6 +172,7 @@ pub mod exit {
     pub const USAGE: u8 = 2;
     pub const NOT_PERMITTED: u8 = 3;
     pub const TIMED_OUT: u8 = 6;
+    pub const MEMBER_STATE: u8 = 7;
     pub const QUOTA: u8 = 14;
     pub const WRONG_STATE: u8 = 15;
     pub const NOT_FOUND: u8 = 20;
@@ -193,6 +199,7 @@ pub const EXIT_CODES: &[ExitMeaning] = &[
     ExitMeaning { code: exit::USAGE, meaning: "wrong usage" },
     ExitMeaning { code: exit::NOT_PERMITTED, meaning: "not permitted" },
     ExitMeaning { code: exit::TIMED_OUT, meaning: "timed out" },
+    ExitMeaning { code: exit::MEMBER_STATE, meaning: "a member snapshot in a wrong state" },
     ExitMeaning { code: exit::QUOTA, meaning: "quota exceeded" },
     ExitMeaning { code: exit::WRONG_STATE, meaning: "snapshot or disk in a wrong state" },
     ExitMeaning { code: exit::NOT_FOUND, meaning: "not found" },
@@ -220,11 +227,12 @@ mod tests {
     #[test]
     fn exit_codes_rise_and_are_the_contract() {
         let codes: Vec<u8> = EXIT_CODES.iter().map(|row| row.code).collect();
-        assert_eq!(codes, [0, 1, 2, 3, 6, 14, 15, 20, 21, 22, 23, 24, 25, 255]);
+        assert_eq!(codes, [0, 1, 2, 3, 6, 7, 14, 15, 20, 21, 22, 23, 24, 25, 255]);
         let of = |kind: ErrorKind| kind.exit_code();
         assert_eq!(of(ErrorKind::Invalid), 2);
         assert_eq!(of(ErrorKind::NotPermitted), 3);
         assert_eq!(of(ErrorKind::TimedOut), 6);
+        assert_eq!(of(ErrorKind::MemberState), 7);
         assert_eq!(of(ErrorKind::Quota), 14);
         assert_eq!(of(ErrorKind::WrongState), 15);
         assert_eq!(of(ErrorKind::NotFound), 20);

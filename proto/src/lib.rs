@@ -11,6 +11,7 @@ mod disk;
 mod error;
 mod event;
 mod frame;
+mod group;
 mod job;
 mod method;
 mod pool;
@@ -29,6 +30,10 @@ pub use frame::{
     Greeting, Id, LineBuffer, LineTooLong, Notification, PROTOCOL, ProtocolVersion,
     REPLY_BYTES_MAX, REQUEST_BYTES_MAX, Rejection, Request, Response, ServerInfo, ServerLine,
     Version2, WireError, WireErrorData, parse_request, parse_server_line, to_line,
+};
+pub use group::{
+    Group, GroupCreate, GroupDelete, GroupDeleted, GroupList, GroupMember, GroupRollback,
+    GroupRolledBack, GroupShow, Groups,
 };
 pub use job::{Job, JobCancel, JobList, JobShow, JobState, Jobs, ScrubStart};
 pub use method::{Access, Call, Method};

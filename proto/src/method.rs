@@ -11,10 +11,11 @@ use serde::de::DeserializeOwned;
 use crate::{
     Chain, ChainList, ChainShow, Chains, DiffPage, Disk, DiskCreate, DiskDelete, DiskList,
     DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow, DiskUndo, Disks, Done,
-    EventsFrom, EventsList, EventsPage, EventsSubscribe, Job, JobCancel, JobList, JobShow, Jobs,
-    PoolResize, PoolShow, PoolStatus, RolledBack, ScrubStart, Snapshot, SnapshotCreate,
-    SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotList, SnapshotSet, SnapshotShow,
-    Snapshots, Tagged, TagsRemove, TagsSet,
+    EventsFrom, EventsList, EventsPage, EventsSubscribe, Group, GroupCreate, GroupDelete,
+    GroupDeleted, GroupList, GroupRollback, GroupRolledBack, GroupShow, Groups, Job, JobCancel,
+    JobList, JobShow, Jobs, PoolResize, PoolShow, PoolStatus, RolledBack, ScrubStart, Snapshot,
+    SnapshotCreate, SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotList, SnapshotSet,
+    SnapshotShow, Snapshots, Tagged, TagsRemove, TagsSet,
 };
 
 /// Who may call a method.
@@ -108,6 +109,11 @@ methods! {
     SnapshotDelete = "snapshot.delete", Admin => SnapshotDeleted;
     SnapshotSet = "snapshot.set", Admin => Snapshot;
     SnapshotDiff = "snapshot.diff", Read => DiffPage;
+    GroupCreate = "group.create", Admin => Group;
+    GroupList = "group.list", Read => Groups;
+    GroupShow = "group.show", Read => Group;
+    GroupDelete = "group.delete", Admin => GroupDeleted;
+    GroupRollback = "group.rollback", Admin => GroupRolledBack;
     ChainList = "chain.list", Read => Chains;
     ChainShow = "chain.show", Read => Chain;
     TagsSet = "tag.set", Admin => Tagged;

@@ -15,6 +15,7 @@ mod crash_power;
 mod daemon;
 mod faults;
 mod filesystems;
+mod groups;
 mod large;
 mod model;
 mod protocol;

@@ -318,7 +318,7 @@ fn print_rolled_back(done: &RolledBack, context: &Context) -> Result<()> {
     context.output.object(done, &done.disk.id, |_| rolled_back_text(done))
 }
 
-fn rolled_back_text(done: &RolledBack) -> String {
+pub fn rolled_back_text(done: &RolledBack) -> String {
     let name = &done.disk.name;
     let mut lines = vec![match &done.to_name {
         Some(to) => format!("{name} is back at {to}"),

@@ -10,6 +10,7 @@ pub mod disk;
 pub mod doctor;
 pub mod events;
 pub mod generate;
+pub mod group;
 pub mod job;
 pub mod pool;
 pub mod scrub;
@@ -43,6 +44,7 @@ pub fn run(command: Command, context: &Context) -> Result<Outcome> {
     match command {
         Command::Disk(verb) => disk::run(verb, context),
         Command::Snapshot(verb) => snapshot::run(verb, context),
+        Command::Group(verb) => group::run(verb, context),
         Command::Chain(verb) => chain::run(verb, context),
         Command::Tag(verb) => tag::run(verb, context),
         Command::Pool(verb) => pool::run(verb, context),

@@ -21,6 +21,7 @@ use crate::engine::api::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::DiskId;
 
+use super::groups;
 use super::resolve::{self, Object};
 
 /// Ranges in a page of a diff unless the client asks for more.
@@ -85,6 +86,11 @@ pub(super) fn call(
         Method::SnapshotDelete => ask.reply(snapshot_delete),
         Method::SnapshotSet => ask.reply(snapshot_set),
         Method::SnapshotDiff => ask.reply(snapshot_diff),
+        Method::GroupCreate => ask.reply(groups::create),
+        Method::GroupList => ask.reply(groups::list),
+        Method::GroupShow => ask.reply(groups::show),
+        Method::GroupDelete => ask.reply(groups::delete),
+        Method::GroupRollback => ask.reply(groups::rollback),
         Method::ChainList => ask.reply(chain_list),
         Method::ChainShow => ask.reply(chain_show),
         Method::TagsSet => ask.reply(tags_set),
@@ -397,6 +403,7 @@ pub(super) fn error_body(error: &Error) -> ErrorBody {
         ErrorKind::Exists => proto::ErrorKind::Exists,
         ErrorKind::InUse => proto::ErrorKind::InUse,
         ErrorKind::WrongState => proto::ErrorKind::WrongState,
+        ErrorKind::MemberState => proto::ErrorKind::MemberState,
         ErrorKind::Quota => proto::ErrorKind::Quota,
         ErrorKind::NoSpace => proto::ErrorKind::NoSpace,
         ErrorKind::Corrupt => proto::ErrorKind::Corrupt,
@@ -435,7 +442,11 @@ fn client(info: ClientInfo) -> proto::Client {
     proto::Client { export, pid, peer, connected_at: Time::from_unix(connected_at) }
 }
 
-fn rolled_back(engine: &Arc<Engine>, id: &DiskId, done: Rollback) -> Result<proto::RolledBack> {
+pub(super) fn rolled_back(
+    engine: &Arc<Engine>,
+    id: &DiskId,
+    done: Rollback,
+) -> Result<proto::RolledBack> {
     // The engine names the undo snapshot itself when the disk went back to nothing.
     let to = Some(done.to).filter(|to| *to != done.undo);
     let to_name = to.as_ref().map(|to| engine.snapshot_full_name(to)).transpose()?;
@@ -450,7 +461,7 @@ fn rolled_back(engine: &Arc<Engine>, id: &DiskId, done: Rollback) -> Result<prot
     })
 }
 
-fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
+pub(super) fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
     let (status, instant_access) = match info.status {
         SnapshotStatus::Accomplished => (proto::SnapshotStatus::Accomplished, true),
         SnapshotStatus::Deleting => (proto::SnapshotStatus::Deleting, false),

@@ -7,6 +7,7 @@
 //! Absent: the data path (NBD), and what the methods do (`handlers`).
 
 mod connection;
+mod groups;
 mod handlers;
 mod peer;
 mod resolve;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::units::{DiskId, JobId, SnapshotId};
+use crate::units::{DiskId, GroupId, JobId, SnapshotId};
 
 /// Tags of an object: `key = value`, each key once.
 pub type Tags = BTreeMap<String, String>;
@@ -58,6 +58,45 @@ pub struct SnapshotSpec {
 pub struct SnapshotChange {
     pub name: Option<String>,
     pub description: Option<String>,
+}
+
+/// How to make a group of snapshots.
+#[derive(Clone, Debug)]
+pub struct GroupSpec {
+    /// At most [`super::groups::DISKS_MAX`], each once.
+    pub disks: Vec<DiskId>,
+    /// Also the name of each member snapshot. `None` makes one from the time.
+    pub name: Option<String>,
+    pub description: String,
+    pub tags: Tags,
+}
+
+/// Snapshots of several disks at one instant.
+#[derive(Clone, Debug)]
+pub struct GroupInfo {
+    pub id: GroupId,
+    pub name: String,
+    pub description: String,
+    pub created_at: u64,
+    pub members: Vec<MemberInfo>,
+    pub tags: Tags,
+}
+
+#[derive(Clone, Debug)]
+pub struct MemberInfo {
+    pub disk_id: DiskId,
+    /// `None` when the disk has been deleted since.
+    pub disk_name: Option<String>,
+    pub snapshot_id: SnapshotId,
+    /// `None` when the snapshot has been deleted since.
+    pub snapshot: Option<SnapshotInfo>,
+}
+
+/// What `group rollback` did to one disk.
+#[derive(Clone, Debug)]
+pub struct MemberRollback {
+    pub disk: DiskId,
+    pub done: Rollback,
 }
 
 /// A client that is connected to an export.

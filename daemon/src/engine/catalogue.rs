@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::api::{Actor, SnapshotKind, Tags};
 use crate::error::{Error, Result};
-use crate::units::{DiskId, Epoch, SnapshotId, TreeId};
+use crate::units::{DiskId, Epoch, GroupId, SnapshotId, TreeId};
 
 /// Events kept; older ones go.
 const EVENTS_KEPT: usize = 10_000;
@@ -48,6 +48,44 @@ pub struct SnapshotRecord {
     pub node: Epoch,
     #[serde(default)]
     pub tags: Tags,
+}
+
+/// Snapshots of several disks at one instant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    pub id: GroupId,
+    pub name: String,
+    #[serde(default)]
+    pub description: String,
+    pub created_at: u64,
+    /// The snapshots it was made with; some may be gone.
+    pub members: Vec<MemberRecord>,
+    #[serde(default)]
+    pub tags: Tags,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    pub disk: DiskId,
+    pub snapshot: SnapshotId,
+}
+
+/// A head that is frozen as a snapshot; the disk goes on under the new head `head`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    pub snapshot: SnapshotRecord,
+    pub head: Epoch,
+}
+
+/// A head that is frozen as `undo`; the disk goes on under a new head below `parent`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    pub disk: DiskId,
+    pub head: Epoch,
+    /// Nothing for an empty disk.
+    pub parent: Option<Epoch>,
+    pub size: u64,
+    pub undo: SnapshotRecord,
 }
 
 /// [`SnapshotKind`] as it is kept.
@@ -115,11 +153,7 @@ pub enum Op {
     DiskDelete {
         id: DiskId,
     },
-    /// The head is frozen as a snapshot; the disk goes on under a new head.
-    SnapshotCreate {
-        snapshot: SnapshotRecord,
-        head: Epoch,
-    },
+    SnapshotCreate(Cut),
     SnapshotUpdate {
         snapshot: SnapshotRecord,
         kind: String,
@@ -128,14 +162,25 @@ pub enum Op {
         id: SnapshotId,
         kind: String,
     },
-    /// The head is frozen as `undo`; the disk goes on under a new head below `parent`.
     Rollback {
-        disk: DiskId,
-        head: Epoch,
-        parent: Option<Epoch>,
-        size: u64,
-        undo: SnapshotRecord,
+        #[serde(flatten)]
+        turn: Turn,
         kind: String,
+    },
+    /// The heads of several disks are frozen at this instant; the members are in the order of the cuts.
+    GroupCreate {
+        group: GroupRecord,
+        cuts: Vec<Cut>,
+    },
+    /// The group goes, with those of its snapshots that are named.
+    GroupDelete {
+        id: GroupId,
+        snapshots: Vec<SnapshotId>,
+    },
+    /// Several disks go back together.
+    GroupRollback {
+        id: GroupId,
+        turns: Vec<Turn>,
     },
     /// Something happened that is told and changes nothing.
     Note {
@@ -152,11 +197,27 @@ impl Op {
             Op::DiskCreate { disk, .. } => ("disk.create", disk.id.as_str()),
             Op::DiskUpdate { disk, kind } => (kind, disk.id.as_str()),
             Op::DiskDelete { id } => ("disk.delete", id.as_str()),
-            Op::SnapshotCreate { snapshot, .. } => ("snapshot.create", snapshot.id.as_str()),
+            Op::SnapshotCreate(cut) => ("snapshot.create", cut.snapshot.id.as_str()),
             Op::SnapshotUpdate { snapshot, kind } => (kind, snapshot.id.as_str()),
             Op::SnapshotDelete { id, kind } => (kind, id.as_str()),
-            Op::Rollback { disk, kind, .. } => (kind, disk.as_str()),
+            Op::Rollback { turn, kind } => (kind, turn.disk.as_str()),
+            Op::GroupCreate { group, .. } => ("group.create", group.id.as_str()),
+            Op::GroupDelete { id, .. } => ("group.delete", id.as_str()),
+            Op::GroupRollback { id, .. } => ("group.rollback", id.as_str()),
             Op::Note { kind, object } => (kind, object),
+        }
+    }
+
+    /// The disks whose heads a change freezes or closes, in the order in which it names them.
+    #[must_use]
+    pub fn heads(&self) -> Vec<&DiskId> {
+        match self {
+            Op::DiskDelete { id } => vec![id],
+            Op::SnapshotCreate(cut) => vec![&cut.snapshot.disk],
+            Op::Rollback { turn, .. } => vec![&turn.disk],
+            Op::GroupCreate { cuts, .. } => cuts.iter().map(|cut| &cut.snapshot.disk).collect(),
+            Op::GroupRollback { turns, .. } => turns.iter().map(|turn| &turn.disk).collect(),
+            _ => Vec::new(),
         }
     }
 }
@@ -166,6 +227,7 @@ impl Op {
 pub struct Catalogue {
     pub disks: BTreeMap<DiskId, DiskRecord>,
     pub snapshots: BTreeMap<SnapshotId, SnapshotRecord>,
+    pub groups: BTreeMap<GroupId, GroupRecord>,
     pub events: VecDeque<EventRecord>,
     pub next_tree: u32,
     names: HashMap<String, DiskId>,
@@ -182,6 +244,7 @@ impl Catalogue {
             match key.split_once('/').map_or("", |(kind, _)| kind) {
                 "disk" => self.put_disk(decode(&key, &value)?),
                 "snapshot" => self.put_snapshot(decode(&key, &value)?),
+                "group" => self.put_group(decode(&key, &value)?),
                 "event" => self.events.push_back(decode(&key, &value)?),
                 _ => {}
             }
@@ -216,6 +279,16 @@ impl Catalogue {
     pub fn remove_snapshot(&mut self, id: &SnapshotId) -> Option<SnapshotRecord> {
         self.dirty.insert(format!("snapshot/{id}"));
         self.snapshots.remove(id)
+    }
+
+    pub fn put_group(&mut self, group: GroupRecord) {
+        self.dirty.insert(format!("group/{}", group.id));
+        self.groups.insert(group.id.clone(), group);
+    }
+
+    pub fn remove_group(&mut self, id: &GroupId) -> Option<GroupRecord> {
+        self.dirty.insert(format!("group/{id}"));
+        self.groups.remove(id)
     }
 
     /// Adds the event of an entry.
@@ -253,6 +326,11 @@ impl Catalogue {
     }
 
     #[must_use]
+    pub fn group_named(&self, name: &str) -> Option<&GroupRecord> {
+        self.groups.values().find(|group| group.name == name)
+    }
+
+    #[must_use]
     pub fn snapshot_named(&self, disk: &DiskId, name: &str) -> Option<&SnapshotRecord> {
         self.snapshots.values().find(|s| s.disk == *disk && s.name == name)
     }
@@ -276,6 +354,7 @@ impl Catalogue {
             let value = match kind {
                 "disk" => self.disks.get(&DiskId::from(id)).map(encode).transpose()?,
                 "snapshot" => self.snapshots.get(&SnapshotId::from(id)).map(encode).transpose()?,
+                "group" => self.groups.get(&GroupId::from(id)).map(encode).transpose()?,
                 _ => {
                     let seq: u64 = id.parse().unwrap_or(0);
                     let at = seq.checked_sub(first).and_then(|at| usize::try_from(at).ok());

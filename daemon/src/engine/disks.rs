@@ -5,8 +5,8 @@
 //! reinit stays as a snapshot.
 //! Absent: snapshots made on request (`snapshots.rs`).
 
-use super::api::{Actor, DiskChange, DiskInfo, DiskSpec, Rollback, Tags};
-use super::catalogue::{DiskRecord, Kind, Op, SnapshotRecord};
+use super::api::{Actor, ClientInfo, DiskChange, DiskInfo, DiskSpec, Rollback, Tags};
+use super::catalogue::{DiskRecord, Kind, Op, SnapshotRecord, Turn};
 use super::names::timed_name;
 use super::{Engine, now};
 use crate::disk::lane::Lane;
@@ -50,7 +50,7 @@ impl Engine {
             head,
             tags: spec.tags,
         };
-        self.change(by, Op::DiskCreate { disk, parent }, message, None)?;
+        self.change(by, Op::DiskCreate { disk, parent }, message)?;
         self.disk(&id)
     }
 
@@ -65,9 +65,8 @@ impl Engine {
         // So that the record of the deletion says that all writes of the disk are durable: its blocks are
         // freed at once, and a tail of the journal must not ask for blocks that may be used again.
         self.shared.pool.sync()?;
-        let view = std::sync::Arc::clone(&self.live(id)?.view);
         let message = format!("disk {} deleted", record.name);
-        self.change(by, Op::DiskDelete { id: id.clone() }, message, Some(&view))
+        self.change(by, Op::DiskDelete { id: id.clone() }, message)
     }
 
     /// Gives a disk another name; connected clients keep their connection.
@@ -228,13 +227,29 @@ impl Engine {
     ) -> Result<Rollback> {
         let Switch { kind, message, force } = what;
         let disconnected = self.clients.exclude(&disk.id, &disk.name, force)?;
-        let at = now();
         let head = self.tree(disk.tree).next_epoch()?;
         let word = if kind == "disk.reinit" { "before-reinit" } else { "before-rollback" };
+        let turn = self.turn(disk, target, head, word)?;
+        let result = told(&turn, target, disconnected.ended.clone());
+        self.change(by, Op::Rollback { turn, kind: kind.to_owned() }, message)?;
+        Ok(result)
+    }
+
+    /// What a disk's way back to `target` (or to nothing) is, with the state before kept under a name that
+    /// begins with `word`.
+    pub(super) fn turn(
+        &self,
+        disk: &DiskRecord,
+        target: Option<&SnapshotRecord>,
+        head: Epoch,
+        word: &str,
+    ) -> Result<Turn> {
+        let at = now();
+        let to = target.map_or("its first contents", |target| &target.name);
         let undo = SnapshotRecord {
             id: SnapshotId::random()?,
             name: timed_name(&self.catalogue.read(), &disk.id, word, at),
-            description: format!("{} as it was: {message}", disk.name),
+            description: format!("{} as it was before it returned to {to}", disk.name),
             disk: disk.id.clone(),
             size: disk.size,
             created_at: at,
@@ -244,29 +259,17 @@ impl Engine {
             node: disk.head,
             tags: Tags::new(),
         };
-        let size = target.map_or(disk.size, |target| target.size.max(disk.size));
-        let result = Rollback {
-            undo: undo.id.clone(),
-            undo_name: undo.name.clone(),
-            to: target.map_or_else(|| undo.id.clone(), |target| target.id.clone()),
-            disconnected: disconnected.ended.clone(),
-            grown_since: target.is_some_and(|target| target.size < size),
-        };
-        let op = Op::Rollback {
+        Ok(Turn {
             disk: disk.id.clone(),
             head,
             parent: target.map(|target| target.node),
-            size,
+            size: target.map_or(disk.size, |target| target.size.max(disk.size)),
             undo,
-            kind: kind.to_owned(),
-        };
-        let view = std::sync::Arc::clone(&self.live(&disk.id)?.view);
-        self.change(by, op, message, Some(&view))?;
-        Ok(result)
+        })
     }
 
     fn update_disk(&self, by: Actor, disk: DiskRecord, kind: &str, message: String) -> Result<()> {
-        self.change(by, Op::DiskUpdate { disk, kind: kind.to_owned() }, message, None)
+        self.change(by, Op::DiskUpdate { disk, kind: kind.to_owned() }, message)
     }
 
     fn trim_between(&self, id: &DiskId, start: u64, end: u64) -> Result<()> {
@@ -282,6 +285,21 @@ struct Switch<'a> {
     kind: &'a str,
     message: String,
     force: bool,
+}
+
+/// What a turn is told as.
+pub(super) fn told(
+    turn: &Turn,
+    target: Option<&SnapshotRecord>,
+    disconnected: Vec<ClientInfo>,
+) -> Rollback {
+    Rollback {
+        undo: turn.undo.id.clone(),
+        undo_name: turn.undo.name.clone(),
+        to: target.map_or_else(|| turn.undo.id.clone(), |target| target.id.clone()),
+        disconnected,
+        grown_since: target.is_some_and(|target| target.size < turn.size),
+    }
 }
 
 fn disk_size(asked: Option<u64>, origin: Option<&SnapshotRecord>) -> Result<u64> {

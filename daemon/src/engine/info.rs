@@ -330,7 +330,7 @@ impl Engine {
     /// Tells an event that changes nothing.
     pub(super) fn note(&self, by: Actor, kind: &str, object: &str, message: String) -> Result<()> {
         let op = super::Op::Note { kind: kind.to_owned(), object: object.to_owned() };
-        self.change(by, op, message, None)
+        self.change(by, op, message)
     }
 
     /// Number of released nodes whose blocks are still being freed.

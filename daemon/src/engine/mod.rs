@@ -14,6 +14,7 @@ mod clients;
 mod diff;
 mod disks;
 mod exports;
+pub mod groups;
 mod info;
 mod jobs;
 mod names;
@@ -29,7 +30,7 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock, RwLockWriteGuard};
 
 use crate::disk::{Disk, Witness};
 use crate::error::{Error, Result};
@@ -39,7 +40,7 @@ use crate::map::view::{Shared, Signal, State, View};
 use crate::pool::journal::{HEADER_BYTES, Kind, MAX_RECORD};
 use crate::units::{DiskId, Lba, Pbn, SnapshotId, TreeId};
 use api::{Actor, ScrubReport};
-use catalogue::{Catalogue, DiskRecord, Entry, Op, SnapshotRecord};
+use catalogue::{Catalogue, Cut, DiskRecord, Entry, Op, SnapshotRecord, Turn};
 pub use clients::{ClientGuard, Hangup};
 pub use exports::Target;
 
@@ -128,6 +129,9 @@ impl Witness for CorruptBlocks {
     }
 }
 
+/// The present of a disk, locked against changes.
+type Head<'a> = RwLockWriteGuard<'a, State>;
+
 /// Seconds since 1970.
 #[must_use]
 pub fn now() -> u64 {
@@ -169,7 +173,8 @@ impl Engine {
     }
 
     /// Appends a change to the journal, applies it and makes it durable. The caller holds `shape`.
-    fn change(&self, by: Actor, op: Op, message: String, head: Option<&Arc<View>>) -> Result<()> {
+    fn change(&self, by: Actor, op: Op, message: String) -> Result<()> {
+        let heads = self.heads_of(&op)?;
         let entry = Entry { at: now(), uid: by.uid, pid: by.pid, op, message };
         let body = catalogue::encode(&entry)?;
         if body.len() > MAX_RECORD - HEADER_BYTES {
@@ -178,14 +183,20 @@ impl Engine {
         {
             let _room = self.shared.reserve(body.len())?;
             let _whole = self.shared.barrier.read();
-            let mut state = head.map(|view| view.lock());
+            // All heads at once: nothing is written to any of these disks between append and apply, so
+            // the record is the same instant for all of them.
+            let mut states: Vec<_> = heads.iter().map(|view| view.lock()).collect();
             self.shared.pool.append(Kind::Catalogue, &body)?;
-            self.apply(&entry, state.as_deref_mut())
+            self.apply(&entry, &mut states)
                 .inspect_err(|e| self.shared.pool.file.stop(e.message()))?;
         }
         match entry.op {
-            Op::SnapshotCreate { .. } => faults::fail_point("snapshot.journaled"),
-            Op::Rollback { .. } => faults::fail_point("rollback.journaled"),
+            Op::SnapshotCreate(_) | Op::GroupCreate { .. } => {
+                faults::fail_point("snapshot.journaled");
+            }
+            Op::Rollback { .. } | Op::GroupRollback { .. } => {
+                faults::fail_point("rollback.journaled");
+            }
             _ => {}
         }
         self.shared.pool.sync()?;
@@ -193,8 +204,20 @@ impl Engine {
         Ok(())
     }
 
-    /// Does what an entry says. `head` is the locked state of the disk's present view where it has one.
-    fn apply(&self, entry: &Entry, head: Option<&mut State>) -> Result<()> {
+    /// The views whose state a change needs, in the order in which it names their disks.
+    fn heads_of(&self, op: &Op) -> Result<Vec<Arc<View>>> {
+        let disks = self.disks.read();
+        op.heads().into_iter().map(|id| Ok(Arc::clone(&known(disks.get(id))?.view))).collect()
+    }
+
+    /// Applies an entry again, at start.
+    fn apply_locked(&self, entry: &Entry, heads: &[Arc<View>]) -> Result<()> {
+        let mut states: Vec<_> = heads.iter().map(|view| view.lock()).collect();
+        self.apply(entry, &mut states)
+    }
+
+    /// Does what an entry says. `heads` are the locked states of the disks it names.
+    fn apply(&self, entry: &Entry, heads: &mut [Head<'_>]) -> Result<()> {
         let mut catalogue = self.catalogue.write();
         catalogue.add_event(entry);
         match entry.op.clone() {
@@ -211,35 +234,71 @@ impl Engine {
                 }
                 catalogue.put_disk(disk);
             }
-            Op::DiskDelete { id } => self.apply_disk_delete(&mut catalogue, &id, head)?,
-            Op::SnapshotCreate { snapshot, head: next } => {
-                let mut disk = known(catalogue.disks.get(&snapshot.disk).cloned())?;
-                let view = Arc::clone(&known(self.disks.read().get(&disk.id))?.view);
-                view.advance(known(head)?, next);
-                disk.head = next;
-                catalogue.put_disk(disk);
-                catalogue.put_snapshot(snapshot);
+            Op::DiskDelete { id } => {
+                self.apply_disk_delete(&mut catalogue, &id, known(heads.first_mut())?)?;
             }
+            Op::SnapshotCreate(cut) => self.apply_cuts(&mut catalogue, vec![cut], heads)?,
             Op::SnapshotUpdate { snapshot, .. } => catalogue.put_snapshot(snapshot),
-            Op::SnapshotDelete { id, .. } => {
-                let snapshot = known(catalogue.remove_snapshot(&id))?;
-                self.tree(snapshot.tree).release(snapshot.node);
-                self.reclaim_wanted.raise();
+            Op::SnapshotDelete { id, .. } => self.apply_snapshot_delete(&mut catalogue, &id)?,
+            Op::Rollback { turn, .. } => self.apply_turns(&mut catalogue, vec![turn], heads)?,
+            Op::GroupCreate { group, cuts } => {
+                self.apply_cuts(&mut catalogue, cuts, heads)?;
+                catalogue.put_group(group);
             }
-            Op::Rollback { disk, head: next, parent, size, undo, .. } => {
-                let mut disk = known(catalogue.disks.get(&disk).cloned())?;
-                let old = Arc::clone(&known(self.disks.read().get(&disk.id))?.view);
-                old.close(known(head)?);
-                let tree = self.tree(disk.tree);
-                tree.add(next, parent);
-                disk.head = next;
-                disk.size = size;
-                self.go_live(&disk, &tree);
-                catalogue.put_disk(disk);
-                catalogue.put_snapshot(undo);
+            Op::GroupDelete { id, snapshots } => {
+                known(catalogue.remove_group(&id))?;
+                for snapshot in snapshots {
+                    self.apply_snapshot_delete(&mut catalogue, &snapshot)?;
+                }
             }
+            Op::GroupRollback { turns, .. } => self.apply_turns(&mut catalogue, turns, heads)?,
             Op::Note { .. } => {}
         }
+        Ok(())
+    }
+
+    fn apply_cuts(
+        &self,
+        catalogue: &mut Catalogue,
+        cuts: Vec<Cut>,
+        heads: &mut [Head<'_>],
+    ) -> Result<()> {
+        for (Cut { snapshot, head: next }, head) in cuts.into_iter().zip(heads) {
+            let mut disk = known(catalogue.disks.get(&snapshot.disk).cloned())?;
+            let view = Arc::clone(&known(self.disks.read().get(&disk.id))?.view);
+            view.advance(head, next);
+            disk.head = next;
+            catalogue.put_disk(disk);
+            catalogue.put_snapshot(snapshot);
+        }
+        Ok(())
+    }
+
+    fn apply_turns(
+        &self,
+        catalogue: &mut Catalogue,
+        turns: Vec<Turn>,
+        heads: &mut [Head<'_>],
+    ) -> Result<()> {
+        for (Turn { disk, head: next, parent, size, undo }, head) in turns.into_iter().zip(heads) {
+            let mut disk = known(catalogue.disks.get(&disk).cloned())?;
+            let old = Arc::clone(&known(self.disks.read().get(&disk.id))?.view);
+            old.close(head);
+            let tree = self.tree(disk.tree);
+            tree.add(next, parent);
+            disk.head = next;
+            disk.size = size;
+            self.go_live(&disk, &tree);
+            catalogue.put_disk(disk);
+            catalogue.put_snapshot(undo);
+        }
+        Ok(())
+    }
+
+    fn apply_snapshot_delete(&self, catalogue: &mut Catalogue, id: &SnapshotId) -> Result<()> {
+        let snapshot = known(catalogue.remove_snapshot(id))?;
+        self.tree(snapshot.tree).release(snapshot.node);
+        self.reclaim_wanted.raise();
         Ok(())
     }
 
@@ -247,11 +306,11 @@ impl Engine {
         &self,
         catalogue: &mut Catalogue,
         id: &DiskId,
-        head: Option<&mut State>,
+        head: &mut State,
     ) -> Result<()> {
         let disk = known(catalogue.remove_disk(id))?;
         let live = known(self.disks.write().remove(id))?;
-        live.view.close(known(head)?);
+        live.view.close(head);
         let tree = self.tree(disk.tree);
         tree.release(disk.head);
         let undo: Vec<SnapshotRecord> = catalogue

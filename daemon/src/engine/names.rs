@@ -49,12 +49,17 @@ pub fn check_manual_name(name: &str) -> Result<()> {
 /// A name made of a word and the time, unique among the snapshots of a disk.
 #[must_use]
 pub fn timed_name(catalogue: &Catalogue, disk: &DiskId, word: &str, at: u64) -> String {
+    timed(word, at, |name| catalogue.snapshot_named(disk, name).is_some())
+}
+
+/// A name made of a word and the time that is not taken.
+pub(super) fn timed(word: &str, at: u64, taken: impl Fn(&str) -> bool) -> String {
     let seconds = i64::try_from(at).unwrap_or(0);
     let time = Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH);
     let name = format!("{word}-{}", time.strftime("%Y%m%d-%H%M%S"));
     let mut candidate = name.clone();
     let mut number = 2;
-    while catalogue.snapshot_named(disk, &candidate).is_some() {
+    while taken(&candidate) {
         candidate = format!("{name}-{number}");
         number += 1;
     }
@@ -156,7 +161,7 @@ fn find_of_disk<'a>(
     Err(Error::not_found(format!("disk {disk} has no snapshot {name:?}")).hint(hint))
 }
 
-fn by_prefix<'a>(
+pub(super) fn by_prefix<'a>(
     kind: &str,
     text: &str,
     mut ids: impl Iterator<Item = &'a str>,

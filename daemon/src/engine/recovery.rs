@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use super::catalogue::{self, Catalogue, Entry, Op};
+use super::catalogue::{self, Catalogue, Entry};
 use super::tail::Tail;
 use super::{CorruptBlocks, Engine, Recovery, Settings, hex};
 use crate::error::{Error, ErrorKind, Result};
@@ -175,25 +175,11 @@ impl Engine {
             }
             Kind::Catalogue => {
                 let entry: Entry = catalogue::decode("in the journal", &record.body)?;
-                let head = self.head_of(&entry.op);
-                let mut state = head.as_ref().map(|view| view.lock());
-                self.apply(&entry, state.as_deref_mut())?;
-                drop(state);
+                self.apply_locked(&entry, &self.heads_of(&entry.op)?)?;
                 *heads = self.heads();
                 Ok(())
             }
         }
-    }
-
-    /// The view that an entry freezes or closes.
-    fn head_of(&self, op: &Op) -> Option<Arc<View>> {
-        let disk = match op {
-            Op::DiskDelete { id } => id,
-            Op::SnapshotCreate { snapshot, .. } => &snapshot.disk,
-            Op::Rollback { disk, .. } => disk,
-            _ => return None,
-        };
-        self.disks.read().get(disk).map(|disk| Arc::clone(&disk.view))
     }
 
     fn heads(&self) -> Heads {

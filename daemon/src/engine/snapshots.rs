@@ -4,10 +4,8 @@
 //! before it are in it; manual snapshots go only when somebody deletes them.
 //! Absent: freezing of file systems, copies, policies.
 
-use std::sync::Arc;
-
 use super::api::{Actor, SnapshotChange, SnapshotInfo, SnapshotSpec, Tags};
-use super::catalogue::{Kind, Op, SnapshotRecord};
+use super::catalogue::{Cut, Kind, Op, SnapshotRecord};
 use super::disks::{change_tags, check_tags};
 use super::names::{check_manual_name, timed_name};
 use super::{Engine, now};
@@ -42,8 +40,7 @@ impl Engine {
         };
         let id = snapshot.id.clone();
         let message = format!("snapshot {}@{} made", disk.name, snapshot.name);
-        let view = Arc::clone(&self.live(&disk.id)?.view);
-        self.change(by, Op::SnapshotCreate { snapshot, head }, message, Some(&view))?;
+        self.change(by, Op::SnapshotCreate(Cut { snapshot, head }), message)?;
         self.snapshot(&id)
     }
 
@@ -54,22 +51,28 @@ impl Engine {
     pub fn snapshot_delete(&self, by: Actor, id: &SnapshotId, force: bool) -> Result<u64> {
         let _shape = self.shape.lock();
         let snapshot = self.snapshot_record(id)?;
-        let made = self.catalogue.read().made_from(id);
-        if !made.is_empty() && !force {
-            let made: Vec<String> = made.iter().map(|id| self.disk_name(id)).collect();
-            return Err(Error::new(
-                ErrorKind::InUse,
-                format!("{} was made from {}", made.join(", "), snapshot.name),
-            )
-            .hint("use --force; these disks stay whole, but can no longer be reinitialised"));
-        }
+        self.check_unused(&snapshot, force)?;
         let _alone = self.clients.exclude_snapshot(id, &snapshot.name, force)?;
         let freed = self.exclusive_bytes(snapshot.tree, snapshot.node)?;
         let message = format!("snapshot {} deleted", self.snapshot_label(&snapshot));
         let kind = "snapshot.delete".to_owned();
-        self.change(by, Op::SnapshotDelete { id: id.clone(), kind }, message, None)?;
+        self.change(by, Op::SnapshotDelete { id: id.clone(), kind }, message)?;
         self.opened.lock().remove(id);
         Ok(freed)
+    }
+
+    /// Refuses a snapshot that disks were made from, unless `force` says to go on.
+    pub(super) fn check_unused(&self, snapshot: &SnapshotRecord, force: bool) -> Result<()> {
+        let made = self.catalogue.read().made_from(&snapshot.id);
+        if made.is_empty() || force {
+            return Ok(());
+        }
+        let made: Vec<String> = made.iter().map(|id| self.disk_name(id)).collect();
+        Err(Error::new(
+            ErrorKind::InUse,
+            format!("{} was made from {}", made.join(", "), snapshot.name),
+        )
+        .hint("use --force; these disks stay whole, but can no longer be reinitialised"))
     }
 
     /// Changes name or description of a snapshot.
@@ -129,7 +132,7 @@ impl Engine {
             let message = format!("snapshot {} expired", self.snapshot_label(&snapshot));
             let kind = "snapshot.expire".to_owned();
             let op = Op::SnapshotDelete { id: snapshot.id, kind };
-            self.change(Actor::DAEMON, op, message, None)?;
+            self.change(Actor::DAEMON, op, message)?;
         }
         Ok(())
     }
@@ -142,11 +145,16 @@ impl Engine {
     ) -> Result<SnapshotInfo> {
         let (id, label) = (snapshot.id.clone(), self.snapshot_label(&snapshot));
         let op = Op::SnapshotUpdate { snapshot, kind: kind.to_owned() };
-        self.change(by, op, format!("snapshot {label} changed"), None)?;
+        self.change(by, op, format!("snapshot {label} changed"))?;
         self.snapshot(&id)
     }
 
-    fn new_snapshot_name(&self, disk: &DiskId, name: Option<String>, at: u64) -> Result<String> {
+    pub(super) fn new_snapshot_name(
+        &self,
+        disk: &DiskId,
+        name: Option<String>,
+        at: u64,
+    ) -> Result<String> {
         let catalogue = self.catalogue.read();
         let Some(name) = name else { return Ok(timed_name(&catalogue, disk, "snap", at)) };
         check_manual_name(&name)?;
@@ -160,7 +168,7 @@ impl Engine {
         Ok(name)
     }
 
-    fn check_quota(&self, disk: &DiskId, name: &str) -> Result<()> {
+    pub(super) fn check_quota(&self, disk: &DiskId, name: &str) -> Result<()> {
         let catalogue = self.catalogue.read();
         let manual = catalogue.snapshots_of(disk).iter().filter(|s| s.kind == Kind::Manual).count();
         let quota = self.settings.quota_manual;
@@ -178,7 +186,7 @@ impl Engine {
         format!("{}@{}", self.disk_name(&snapshot.disk), snapshot.name)
     }
 
-    fn disk_name(&self, id: &DiskId) -> String {
+    pub(super) fn disk_name(&self, id: &DiskId) -> String {
         let catalogue = self.catalogue.read();
         catalogue.disks.get(id).map_or_else(|| id.to_string(), |disk| disk.name.clone())
     }

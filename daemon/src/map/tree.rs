@@ -95,7 +95,15 @@ impl Tree {
     /// # Errors
     /// `Quota` when the tree has used its 16 million epochs.
     pub fn next_epoch(&self) -> Result<Epoch> {
-        let next = self.nodes.lock().next;
+        self.epoch_ahead(0)
+    }
+
+    /// The epoch that a node will have after `ahead` others were added.
+    ///
+    /// # Errors
+    /// As [`Tree::next_epoch`].
+    pub fn epoch_ahead(&self, ahead: u32) -> Result<Epoch> {
+        let next = self.nodes.lock().next.saturating_add(ahead);
         if next > MAX_EPOCH {
             return Err(Error::new(ErrorKind::Quota, "this disk's family used all its epochs")
                 .hint("export the disk and import it as a new one"));

@@ -34,6 +34,7 @@ pub fn errno(kind: ErrorKind) -> u32 {
         ErrorKind::Unsupported => error::ENOTSUP,
         ErrorKind::InUse
         | ErrorKind::WrongState
+        | ErrorKind::MemberState
         | ErrorKind::Corrupt
         | ErrorKind::Io
         | ErrorKind::Stopped

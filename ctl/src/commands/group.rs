@@ -1,0 +1,211 @@
+//! `rowctl group`: snapshots of several disks at exactly one instant.
+//!
+//! Invariants: nothing is deleted or rolled back before the group is known and the user agrees; the
+//! question names every disk that is meant.
+//! Absent: the member snapshots, which `snapshot` handles like any other.
+
+use clap::{Args, Subcommand};
+use rowd_proto::{
+    Group, GroupCreate, GroupDelete, GroupList, GroupMember, GroupRollback, GroupShow,
+};
+
+use crate::client::Client;
+use crate::confirm::confirm;
+use crate::error::{Outcome, Result};
+use crate::render::{self, Columns, Fields, Heading, Output, Text};
+
+use super::disk::rolled_back_text;
+use super::{Context, Tag, collect_tags, parse_tag};
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make snapshots of several disks at one instant
+    #[command(after_help = "Examples:
+  rowctl group create data1 log1
+  rowctl group create data1 log1 --name before-upgrade")]
+    Create(Create),
+    /// List groups, oldest first
+    #[command(visible_alias = "ls", after_help = "Example:\n  rowctl group list")]
+    List,
+    /// Show one group and its snapshots
+    #[command(after_help = "Example:\n  rowctl group show before-upgrade")]
+    Show {
+        /// Id or name
+        group: String,
+    },
+    /// Delete a group with its snapshots
+    #[command(
+        visible_alias = "rm",
+        after_help = "Example:\n  rowctl group delete before-upgrade --yes"
+    )]
+    Delete(Delete),
+    /// Return all disks of a group, or some, to its instant; all of them go back, or none
+    #[command(after_help = "Examples:
+  rowctl group rollback before-upgrade
+  rowctl group rollback before-upgrade log1 --yes
+  rowctl group create data1 log1 && rowctl group rollback before-upgrade --yes")]
+    Rollback(Rollback),
+}
+
+#[derive(Args, Debug)]
+pub struct Create {
+    /// Names or ids; at most 16, of 32 TiB together
+    #[arg(required = true, value_name = "DISK")]
+    disks: Vec<String>,
+    /// Also the name of each snapshot; left out: a name made from the time
+    #[arg(long)]
+    name: Option<String>,
+    #[arg(long, default_value = "", hide_default_value = true)]
+    description: String,
+    /// May be given several times
+    #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
+    tags: Vec<Tag>,
+}
+
+#[derive(Args, Debug)]
+pub struct Delete {
+    /// Id or name
+    group: String,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Delete it although disks were made from a snapshot of it or clients read one
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Rollback {
+    /// Id or name
+    group: String,
+    /// Only these disks of the group
+    #[arg(value_name = "DISK")]
+    disks: Vec<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Disconnect clients of the disks
+    #[arg(long)]
+    force: bool,
+}
+
+pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
+    let mut client = context.client()?;
+    match verb {
+        Verb::Create(Create { disks, name, description, tags }) => {
+            let tags = collect_tags(tags);
+            print(&client.call(&GroupCreate { disks, name, description, tags })?, context)?;
+        }
+        Verb::List => {
+            let groups = client.call(&GroupList {})?.groups;
+            context.output.list(&groups, |one| one.id.clone(), |output| table(&groups, output))?;
+        }
+        Verb::Show { group } => print(&show(&mut client, &group)?, context)?,
+        Verb::Delete(args) => delete(&args, &mut client, context)?,
+        Verb::Rollback(args) => rollback(args, &mut client, context)?,
+    }
+    Ok(Outcome::Done)
+}
+
+fn delete(args: &Delete, client: &mut Client, context: &Context) -> Result<()> {
+    let group = show(client, &args.group)?;
+    let left = group.members.iter().filter(|member| member.snapshot.is_some()).count();
+    confirm(args.yes, &format!("delete group {} with {}", group.name, snapshots(left as u64)))?;
+    let done = client.call(&GroupDelete { group: group.id, force: args.force })?;
+    context.output.object(&done, &done.id, |_| {
+        format!("group {} is deleted with {}", done.name, snapshots(done.snapshots))
+    })
+}
+
+fn rollback(args: Rollback, client: &mut Client, context: &Context) -> Result<()> {
+    let Rollback { group, disks, yes, force } = args;
+    let group = show(client, &group)?;
+    let named = if disks.is_empty() { names(&group) } else { disks.join(", ") };
+    confirm(yes, &format!("return {named} to group {}", group.name))?;
+    let done = client.call(&GroupRollback { group: group.id, disks, force })?.disks;
+    context.output.list(
+        &done,
+        |one| one.disk.id.clone(),
+        |_| done.iter().map(rolled_back_text).collect::<Vec<_>>().join("\n"),
+    )
+}
+
+/// Asks the daemon about a group.
+fn show(client: &mut Client, group: &str) -> Result<Group> {
+    client.call(&GroupShow { group: group.to_owned() })
+}
+
+fn print(group: &Group, context: &Context) -> Result<()> {
+    context.output.object(group, &group.id, |output| full(group, output))
+}
+
+fn snapshots(count: u64) -> String {
+    if count == 1 { "1 snapshot".to_owned() } else { format!("{count} snapshots") }
+}
+
+fn disk(member: &GroupMember) -> String {
+    member.disk_name.clone().unwrap_or_else(|| format!("{} (deleted since)", member.disk_id))
+}
+
+fn names(group: &Group) -> String {
+    group.members.iter().map(disk).collect::<Vec<_>>().join(", ")
+}
+
+/// What is normal (every snapshot is there) is not mentioned.
+fn table(groups: &[Group], output: &Output) -> String {
+    let mut columns = Columns::new(&[
+        Heading::Left("GROUP"),
+        Heading::Left("ID"),
+        Heading::Left("CREATED"),
+        Heading::Left("DISKS"),
+        Heading::Left("NOTE"),
+    ]);
+    for group in groups {
+        let gone = group.members.iter().filter(|member| member.snapshot.is_none()).count();
+        let note = if gone == 0 { String::new() } else { format!("{gone} deleted since") };
+        columns.row([
+            group.name.clone().into(),
+            group.id.clone().into(),
+            output.time(group.created_at).into(),
+            names(group).into(),
+            note.into(),
+        ]);
+    }
+    columns.render(output)
+}
+
+fn full(group: &Group, output: &Output) -> String {
+    let mut fields = Fields::new();
+    fields.add("name", group.name.clone());
+    fields.add("id", group.id.clone());
+    fields.add_some("description", Some(group.description.clone()));
+    fields.add("created", output.full_time(group.created_at));
+    fields.add_some("tags", Some(render::tags(&group.tags)));
+    let mut columns = Columns::new(&[
+        Heading::Left("DISK"),
+        Heading::Left("SNAPSHOT"),
+        Heading::Left("ID"),
+        Heading::Right("SIZE"),
+        Heading::Right("EXCLUSIVE"),
+    ]);
+    for member in &group.members {
+        let row = match &member.snapshot {
+            Some(snapshot) => [
+                disk(member).into(),
+                snapshot.name.clone().into(),
+                snapshot.id.clone().into(),
+                render::bytes(snapshot.size),
+                render::bytes(snapshot.exclusive_bytes),
+            ],
+            None => [
+                disk(member).into(),
+                Text::Alarm("deleted since".to_owned()),
+                member.snapshot_id.clone().into(),
+                "".into(),
+                "".into(),
+            ],
+        };
+        columns.row(row);
+    }
+    format!("{}\n\n{}", fields.render(output), columns.render(output))
+}

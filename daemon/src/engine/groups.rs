@@ -1,0 +1,275 @@
+//! Verbs of groups: snapshots of several disks at exactly one instant, and the way back to them.
+//!
+//! Invariants: a group is one journal record, appended while the views of all its disks are locked: a
+//! write that was sent after another was answered is in no group that lacks the other. A rollback of
+//! several disks is one record too: all of them go back, or none.
+//! Absent: freezing of file systems; members are snapshots like any other and know nothing of their group.
+
+use std::collections::BTreeMap;
+
+use super::api::{Actor, GroupInfo, GroupSpec, MemberInfo, MemberRollback};
+use super::catalogue::{
+    Cut, DiskRecord, GroupRecord, Kind, MemberRecord, Op, SnapshotRecord, Turn,
+};
+use super::disks::{check_tags, told};
+use super::names::{by_prefix, check_name, timed};
+use super::{Engine, now};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{DiskId, Epoch, GroupId, SnapshotId, TreeId};
+
+/// Disks of one group.
+pub const DISKS_MAX: usize = 16;
+/// Bytes of all disks of a group together: 32 TiB.
+pub const BYTES_MAX: u64 = 32 << 40;
+
+impl Engine {
+    /// Keeps the state of several disks at one instant between the call and the return, the same for all.
+    ///
+    /// # Errors
+    /// `Quota` for too many disks or bytes; a name is taken; nothing is made then.
+    pub fn group_create(&self, by: Actor, spec: GroupSpec) -> Result<GroupInfo> {
+        check_tags(&spec.tags)?;
+        let _shape = self.shape.lock();
+        let disks = self.group_disks(&spec.disks)?;
+        let at = now();
+        let name = self.new_group_name(spec.name, at)?;
+        let heads = self.new_heads(&disks)?;
+        let mut cuts = Vec::with_capacity(disks.len());
+        for (disk, head) in disks.into_iter().zip(heads) {
+            self.check_quota(&disk.id, &disk.name)?;
+            let name = self
+                .new_snapshot_name(&disk.id, Some(name.clone()), at)
+                .map_err(|error| error.context(&disk.name))?;
+            let snapshot = SnapshotRecord {
+                id: SnapshotId::random()?,
+                name,
+                description: String::new(),
+                disk: disk.id,
+                size: disk.size,
+                created_at: at,
+                kind: Kind::Manual,
+                expires_at: None,
+                tree: disk.tree,
+                node: disk.head,
+                tags: BTreeMap::new(),
+            };
+            cuts.push(Cut { snapshot, head });
+        }
+        let member = |cut: &Cut| MemberRecord {
+            disk: cut.snapshot.disk.clone(),
+            snapshot: cut.snapshot.id.clone(),
+        };
+        let group = GroupRecord {
+            id: GroupId::random()?,
+            name,
+            description: spec.description,
+            created_at: at,
+            members: cuts.iter().map(member).collect(),
+            tags: spec.tags,
+        };
+        let id = group.id.clone();
+        let message = format!("group {} made of {} disks", group.name, cuts.len());
+        self.change(by, Op::GroupCreate { group, cuts }, message)?;
+        self.group(&id)
+    }
+
+    /// Deletes a group and those of its snapshots that are still there. Returns how many snapshots went.
+    ///
+    /// # Errors
+    /// `InUse` when disks were made from a member or one is open as an export, and `force` is not given;
+    /// nothing is deleted then.
+    pub fn group_delete(&self, by: Actor, id: &GroupId, force: bool) -> Result<u64> {
+        let _shape = self.shape.lock();
+        let group = self.group_record(id)?;
+        let mut alone = Vec::new();
+        let mut snapshots = Vec::new();
+        for member in &group.members {
+            let Ok(snapshot) = self.snapshot_record(&member.snapshot) else { continue };
+            self.check_unused(&snapshot, force)?;
+            alone.push(self.clients.exclude_snapshot(&snapshot.id, &snapshot.name, force)?);
+            snapshots.push(snapshot.id);
+        }
+        let message = format!("group {} deleted with {} snapshots", group.name, snapshots.len());
+        let count = snapshots.len() as u64;
+        for snapshot in &snapshots {
+            self.opened.lock().remove(snapshot);
+        }
+        self.change(by, Op::GroupDelete { id: id.clone(), snapshots }, message)?;
+        Ok(count)
+    }
+
+    /// Returns disks of a group to its instant: those named, or all. All go back, or none.
+    ///
+    /// # Errors
+    /// `MemberState` when the snapshot or the disk of a chosen member is gone; `NotFound` for a disk that
+    /// is not in the group; `InUse` when clients are connected.
+    pub fn group_rollback(
+        &self,
+        by: Actor,
+        id: &GroupId,
+        chosen: &[DiskId],
+        force: bool,
+    ) -> Result<Vec<MemberRollback>> {
+        let _shape = self.shape.lock();
+        let group = self.group_record(id)?;
+        let pairs = self.chosen_members(&group, chosen)?;
+        let disks: Vec<DiskRecord> = pairs.iter().map(|(disk, _)| disk.clone()).collect();
+        let mut alone = Vec::with_capacity(disks.len());
+        for disk in &disks {
+            alone.push(self.clients.exclude(&disk.id, &disk.name, force)?);
+        }
+        let heads = self.new_heads(&disks)?;
+        let mut turns: Vec<Turn> = Vec::with_capacity(pairs.len());
+        let mut done = Vec::with_capacity(pairs.len());
+        for (((disk, target), head), alone) in pairs.iter().zip(heads).zip(&alone) {
+            let turn = self.turn(disk, Some(target), head, "before-rollback")?;
+            let told = told(&turn, Some(target), alone.ended.clone());
+            done.push(MemberRollback { disk: disk.id.clone(), done: told });
+            turns.push(turn);
+        }
+        let names: Vec<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
+        let message = format!("{} rolled back to group {}", names.join(", "), group.name);
+        self.change(by, Op::GroupRollback { id: id.clone(), turns }, message)?;
+        Ok(done)
+    }
+
+    /// # Errors
+    /// There is no such group.
+    pub fn group(&self, id: &GroupId) -> Result<GroupInfo> {
+        self.group_record(id).map(|record| self.group_info(record))
+    }
+
+    /// All groups, oldest first.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupInfo> {
+        let mut records: Vec<_> = self.catalogue.read().groups.values().cloned().collect();
+        records.sort_by(|a, b| (a.created_at, &a.name).cmp(&(b.created_at, &b.name)));
+        records.into_iter().map(|record| self.group_info(record)).collect()
+    }
+
+    /// The group that an id, a name or a unique beginning of an id means.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` when several ids begin so.
+    pub fn find_group(&self, name: &str) -> Result<GroupId> {
+        let catalogue = self.catalogue.read();
+        let id = GroupId::from(name);
+        if catalogue.groups.contains_key(&id) {
+            return Ok(id);
+        }
+        if let Some(group) = catalogue.group_named(name) {
+            return Ok(group.id.clone());
+        }
+        by_prefix(GroupId::PREFIX, name, catalogue.groups.keys().map(GroupId::as_str))?
+            .map(GroupId::from)
+            .ok_or_else(|| {
+                Error::not_found(format!("no group is called {name:?}"))
+                    .hint("see `rowctl group list`")
+            })
+    }
+
+    /// The disks of a new group, checked.
+    fn group_disks(&self, ids: &[DiskId]) -> Result<Vec<DiskRecord>> {
+        if ids.is_empty() {
+            return Err(Error::invalid("a group needs at least one disk"));
+        }
+        if ids.len() > DISKS_MAX {
+            let count = ids.len();
+            return Err(Error::new(
+                ErrorKind::Quota,
+                format!("{count} disks; a group has at most {DISKS_MAX}"),
+            )
+            .hint("make several groups; each is one instant of its own"));
+        }
+        let disks: Vec<DiskRecord> = ids.iter().map(|id| self.record(id)).collect::<Result<_>>()?;
+        for (at, disk) in disks.iter().enumerate() {
+            if disks[..at].iter().any(|other| other.id == disk.id) {
+                return Err(Error::invalid(format!("{} is named twice", disk.name)));
+            }
+        }
+        let bytes = disks.iter().fold(0u64, |sum, disk| sum.saturating_add(disk.size));
+        if bytes > BYTES_MAX {
+            return Err(Error::new(
+                ErrorKind::Quota,
+                format!("the disks have {bytes} bytes together; a group has at most 32 TiB"),
+            )
+            .hint("make several groups; each is one instant of its own"));
+        }
+        Ok(disks)
+    }
+
+    fn new_group_name(&self, name: Option<String>, at: u64) -> Result<String> {
+        let catalogue = self.catalogue.read();
+        let Some(name) = name else {
+            return Ok(timed("group", at, |name| catalogue.group_named(name).is_some()));
+        };
+        check_name("group", &name)?;
+        match catalogue.group_named(&name) {
+            None => Ok(name),
+            Some(_) => Err(Error::new(ErrorKind::Exists, format!("a group {name:?} exists"))
+                .hint("choose another name, or leave it out to get one from the time")),
+        }
+    }
+
+    /// The epochs of new heads of these disks, of which several may be of one tree.
+    fn new_heads(&self, disks: &[DiskRecord]) -> Result<Vec<Epoch>> {
+        let mut given: BTreeMap<TreeId, u32> = BTreeMap::new();
+        let mut heads = Vec::with_capacity(disks.len());
+        for disk in disks {
+            let ahead = given.entry(disk.tree).or_default();
+            heads.push(self.tree(disk.tree).epoch_ahead(*ahead)?);
+            *ahead += 1;
+        }
+        Ok(heads)
+    }
+
+    /// The disks to roll back and the snapshots they go to.
+    fn chosen_members(
+        &self,
+        group: &GroupRecord,
+        chosen: &[DiskId],
+    ) -> Result<Vec<(DiskRecord, SnapshotRecord)>> {
+        if let Some(other) = chosen.iter().find(|id| group.members.iter().all(|m| m.disk != **id)) {
+            let name = self.disk_name(other);
+            return Err(Error::not_found(format!("{name} is not in group {}", group.name))
+                .hint(format!("see `rowctl group show {}`", group.name)));
+        }
+        let wanted = group.members.iter().filter(|m| chosen.is_empty() || chosen.contains(&m.disk));
+        let mut pairs = Vec::new();
+        for member in wanted {
+            let gone = |what: &str| {
+                let name = self.disk_name(&member.disk);
+                Error::new(
+                    ErrorKind::MemberState,
+                    format!("{name} cannot be rolled back to group {}: {what}", group.name),
+                )
+                .hint("name the disks that should go back; the others of the group can")
+            };
+            let disk = self.record(&member.disk).map_err(|_| gone("the disk was deleted"))?;
+            let snapshot = self
+                .snapshot_record(&member.snapshot)
+                .map_err(|_| gone("its snapshot was deleted"))?;
+            pairs.push((disk, snapshot));
+        }
+        Ok(pairs)
+    }
+
+    fn group_record(&self, id: &GroupId) -> Result<GroupRecord> {
+        let found = self.catalogue.read().groups.get(id).cloned();
+        found.ok_or_else(|| {
+            Error::not_found(format!("no group {id}")).hint("see `rowctl group list`")
+        })
+    }
+
+    fn group_info(&self, record: GroupRecord) -> GroupInfo {
+        let member = |MemberRecord { disk, snapshot }: MemberRecord| MemberInfo {
+            disk_name: self.record(&disk).ok().map(|disk| disk.name),
+            disk_id: disk,
+            snapshot: self.snapshot(&snapshot).ok(),
+            snapshot_id: snapshot,
+        };
+        let GroupRecord { id, name, description, created_at, members, tags } = record;
+        let members = members.into_iter().map(member).collect();
+        GroupInfo { id, name, description, created_at, members, tags }
+    }
+}

@@ -1,0 +1,101 @@
+//! Groups on the wire: snapshots of several disks at one instant.
+//!
+//! Invariants: a `group` parameter takes an id, a unique prefix of one, or the name of a group.
+//! Absent: the member snapshots themselves, which are snapshots like any other.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{RolledBack, Snapshot, Tags, Time};
+
+/// Makes snapshots of several disks at exactly one instant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupCreate {
+    /// At most 16, of 32 TiB together.
+    pub disks: Vec<String>,
+    /// Also the name of each member snapshot. Left out: a name made from the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    #[serde(default, skip_serializing_if = "Tags::is_empty")]
+    pub tags: Tags,
+}
+
+/// Lists groups, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupList {}
+
+/// Describes one group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupShow {
+    pub group: String,
+}
+
+/// Deletes a group with its snapshots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupDelete {
+    pub group: String,
+    /// Delete it although disks were made from a member or clients read one.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Returns disks of a group to its instant. All of them go back, or none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupRollback {
+    pub group: String,
+    /// Only these; left out: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<String>,
+    /// Disconnect clients.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// The reply to `group.list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Groups {
+    pub groups: Vec<Group>,
+}
+
+/// A group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    pub id: String,
+    pub name: String,
+    pub description: String,
+    pub created_at: Time,
+    pub members: Vec<GroupMember>,
+    pub tags: Tags,
+}
+
+/// One disk of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupMember {
+    pub disk_id: String,
+    /// `null` when the disk has been deleted since.
+    pub disk_name: Option<String>,
+    pub snapshot_id: String,
+    /// `null` when the snapshot has been deleted since.
+    pub snapshot: Option<Snapshot>,
+}
+
+/// The reply to `group.delete`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupDeleted {
+    pub id: String,
+    pub name: String,
+    /// Snapshots that went with it.
+    pub snapshots: u64,
+}
+
+/// The reply to `group.rollback`: one entry for each disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRolledBack {
+    pub disks: Vec<RolledBack>,
+}

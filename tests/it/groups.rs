@@ -1,0 +1,282 @@
+//! Groups: several disks at exactly one instant, and back together.
+//!
+//! Absent: freezing of file systems; what member snapshots do as snapshots (`chains.rs`, `rollback.rs`).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use rowd_tests::client::Client;
+use rowd_tests::process::{Daemon, Setup};
+use rowd_tests::tool;
+use serde_json::{Value, json};
+
+const BLOCK: usize = 4096;
+
+/// A daemon with these disks of 1 GiB, all of them 1.
+fn daemon(disks: &[&str]) -> Daemon {
+    let daemon = Daemon::new();
+    make(&daemon, disks);
+    daemon
+}
+
+fn make(daemon: &Daemon, disks: &[&str]) {
+    for disk in disks {
+        daemon.ctl(&["disk", "create", disk, "--size", "1GiB"]);
+        fill(daemon, disk, 1);
+    }
+}
+
+fn fill(daemon: &Daemon, disk: &str, value: u8) {
+    Client::connect(&daemon.nbd_socket(), disk).write(0, &[value; BLOCK]);
+}
+
+#[track_caller]
+fn is(daemon: &Daemon, export: &str, value: u8) {
+    let data = Client::connect(&daemon.nbd_socket(), export).read(0, 4096);
+    assert_eq!(data, [value; BLOCK], "{export}");
+}
+
+fn members(group: &Value) -> &Vec<Value> {
+    group["members"].as_array().expect("a list of members")
+}
+
+/// GRP-01, 10, 18, 31: members are snapshots like any other, also when two disks share blocks.
+#[test]
+fn a_group_has_a_snapshot_of_each_disk_and_they_are_snapshots_like_any_other() {
+    let mut daemon = daemon(&["data", "log"]);
+    daemon.ctl(&["snapshot", "create", "data", "base"]);
+    daemon.ctl(&["disk", "create", "clone", "--from", "data@base"]);
+    fill(&daemon, "clone", 2);
+    let made = daemon.json(&["group", "create", "data", "log", "clone", "--name", "evening"]);
+    assert_eq!((members(&made).len(), &made["name"]), (3, &json!("evening")));
+    for disk in ["data", "log", "clone"] {
+        fill(&daemon, disk, 9);
+    }
+    daemon.crash();
+    let shown = daemon.json(&["group", "show", "evening"]);
+    assert_eq!(shown["id"], made["id"]);
+    for (disk, value) in [("data", 1), ("log", 1), ("clone", 2)] {
+        is(&daemon, &format!("{disk}@evening"), value);
+        is(&daemon, disk, 9);
+    }
+    daemon.ctl(&["disk", "create", "from-member", "--from", "clone@evening"]);
+    is(&daemon, "from-member", 2);
+    daemon.ctl(&["disk", "rollback", "log", "evening", "--yes"]);
+    is(&daemon, "log", 1);
+    let listed = daemon.json(&["group", "list"]);
+    assert_eq!(listed[0]["members"].as_array().map(Vec::len), Some(3));
+}
+
+/// Writes a rising number to the same block of one disk after the other, each when the one before it was
+/// answered.
+fn chain_of_writes(
+    socket: PathBuf,
+    disks: &'static [&'static str],
+    at: u64,
+    stop: Arc<AtomicBool>,
+) -> JoinHandle<u64> {
+    thread::spawn(move || {
+        let mut clients: Vec<Client> =
+            disks.iter().map(|disk| Client::connect(&socket, disk)).collect();
+        let mut number = 0u64;
+        while !stop.load(Ordering::Relaxed) {
+            number += 1;
+            let mut block = [0; BLOCK];
+            block[..8].copy_from_slice(&number.to_le_bytes());
+            for client in &mut clients {
+                client.write(at, &block);
+            }
+        }
+        number
+    })
+}
+
+fn number(socket: &Path, export: &str, at: u64) -> u64 {
+    let data = Client::connect(socket, export).read(at, 4096);
+    u64::from_le_bytes(data[..8].try_into().expect("8 bytes"))
+}
+
+/// GRP-02: a write that was sent after another was answered is in no group without the other.
+#[test]
+fn a_group_under_load_never_has_a_write_without_the_one_before_it() {
+    const DISKS: &[&str] = &["one", "two", "three", "four"];
+    const WRITERS: u64 = 3;
+    const GROUPS: usize = 60;
+    let daemon = daemon(DISKS);
+    let stop = Arc::new(AtomicBool::new(false));
+    let places: Vec<u64> = (0..WRITERS).map(|writer| (writer + 1) * 1_048_576).collect();
+    let writers: Vec<_> = places
+        .iter()
+        .map(|at| chain_of_writes(daemon.nbd_socket(), DISKS, *at, Arc::clone(&stop)))
+        .collect();
+    for group in 0..GROUPS {
+        let name = format!("cut-{group}");
+        let mut args = vec!["group", "create"];
+        args.extend(DISKS);
+        args.extend(["--name", &name]);
+        daemon.ctl(&args);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let written: u64 = writers.into_iter().map(|writer| writer.join().expect("a writer")).sum();
+    let mut moved = 0;
+    for at in &places {
+        let mut before = 0;
+        for group in 0..GROUPS {
+            let of =
+                |disk: &&str| number(&daemon.nbd_socket(), &format!("{disk}@cut-{group}"), *at);
+            let seen: Vec<u64> = DISKS.iter().map(of).collect();
+            let falls = seen.windows(2).all(|pair| pair[0] >= pair[1]);
+            assert!(falls && seen[0] - seen[3] <= 1, "group {group} at {at}: {seen:?}");
+            assert!(seen[0] >= before, "group {group} is older than the one before");
+            moved += u64::from(seen[0] > before);
+            before = seen[0];
+        }
+    }
+    assert!(moved > GROUPS as u64, "hardly anything was written between: {moved}, {written}");
+}
+
+/// GRP-19, 24: all disks go back, or those that are named.
+#[test]
+fn all_disks_of_a_group_go_back_or_those_that_are_named() {
+    let daemon = daemon(&["data", "log", "temp"]);
+    daemon.ctl(&["group", "create", "data", "log", "temp", "--name", "evening"]);
+    for disk in ["data", "log", "temp"] {
+        fill(&daemon, disk, 2);
+    }
+    wait_alone(&daemon, &["data", "log", "temp"]);
+    let done = daemon.json(&["group", "rollback", "evening", "data", "log", "--yes"]);
+    assert_eq!(done.as_array().map(Vec::len), Some(2));
+    for (disk, value) in [("data", 1), ("log", 1), ("temp", 2)] {
+        is(&daemon, disk, value);
+    }
+    wait_alone(&daemon, &["data", "log", "temp"]);
+    daemon.ctl(&["disk", "rollback", "--undo", "log", "--yes"]);
+    is(&daemon, "log", 2);
+    wait_alone(&daemon, &["data", "log", "temp"]);
+    daemon.ctl(&["group", "rollback", "evening", "--yes"]);
+    for disk in ["data", "log", "temp"] {
+        is(&daemon, disk, 1);
+    }
+}
+
+/// GRP-21: one disk that is in use keeps all of them where they are.
+#[test]
+fn a_rollback_of_a_group_under_a_client_changes_nothing_and_names_it() {
+    let daemon = daemon(&["data", "log"]);
+    daemon.ctl(&["group", "create", "data", "log", "--name", "evening"]);
+    fill(&daemon, "data", 2);
+    wait_alone(&daemon, &["data", "log"]);
+    let mut holder = Client::connect(&daemon.nbd_socket(), "log");
+    holder.write(0, &[3; BLOCK]);
+    let error = daemon.json_error(21, &["group", "rollback", "evening", "--yes"]);
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("log is in use by")));
+    is(&daemon, "data", 2);
+    wait_alone(&daemon, &["data"]);
+    let done = daemon.json(&["group", "rollback", "evening", "--yes", "--force"]);
+    assert_eq!(done[1]["disconnected"].as_array().map(Vec::len), Some(1));
+    is(&daemon, "data", 1);
+    is(&daemon, "log", 1);
+}
+
+/// GRP-20, DEL-17: a member may be deleted; its disk cannot go back then, the others can.
+#[test]
+fn a_member_that_is_gone_is_named_and_the_others_go_back() {
+    let daemon = daemon(&["data", "log", "other"]);
+    daemon.ctl(&["group", "create", "data", "log", "--name", "evening"]);
+    daemon.ctl(&["snapshot", "delete", "log@evening", "--yes"]);
+    let shown = daemon.json(&["group", "show", "evening"]);
+    assert_eq!(
+        (&shown["members"][0]["snapshot"]["name"], &shown["members"][1]["snapshot"]),
+        (&json!("evening"), &Value::Null)
+    );
+    fill(&daemon, "data", 2);
+    wait_alone(&daemon, &["data", "log", "other"]);
+    let error = daemon.json_error(7, &["group", "rollback", "evening", "--yes"]);
+    let message = error["message"].as_str().expect("a message");
+    assert!(message.contains("log") && message.contains("snapshot was deleted"), "{message}");
+    is(&daemon, "data", 2);
+    daemon.json_error(20, &["group", "rollback", "evening", "other", "--yes"]);
+    wait_alone(&daemon, &["data"]);
+    daemon.ctl(&["group", "rollback", "evening", "data", "--yes"]);
+    is(&daemon, "data", 1);
+    wait_alone(&daemon, &["data"]);
+    daemon.ctl(&["disk", "delete", "data", "--yes"]);
+    let error = daemon.json_error(7, &["group", "rollback", "evening", "--yes"]);
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("disk was deleted")));
+}
+
+/// A group goes with its snapshots, or, while one is in use, not at all.
+#[test]
+fn a_group_is_deleted_with_its_snapshots_or_not_at_all() {
+    let daemon = daemon(&["data", "log"]);
+    daemon.ctl(&["group", "create", "data", "log", "--name", "evening"]);
+    daemon.ctl(&["disk", "create", "clone", "--from", "log@evening"]);
+    daemon.json_error(2, &["group", "delete", "evening"]);
+    let error = daemon.json_error(21, &["group", "delete", "evening", "--yes"]);
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("clone was made from")));
+    assert_eq!(daemon.json(&["snapshot", "list"]).as_array().map(Vec::len), Some(2));
+    let done = daemon.json(&["group", "delete", "evening", "--yes", "--force"]);
+    assert_eq!(done["snapshots"], 2);
+    assert_eq!(daemon.json(&["snapshot", "list"]), json!([]));
+    assert_eq!(daemon.json(&["group", "list"]), json!([]));
+    is(&daemon, "clone", 1);
+}
+
+/// GRP-07, 08, 28: beyond a limit, or when one name is taken, no snapshot is made of any disk.
+#[test]
+fn a_group_that_cannot_be_made_leaves_nothing() {
+    let daemon = Daemon::new();
+    let names: Vec<String> = (0..17).map(|n| format!("disk-{n}")).collect();
+    for name in &names {
+        daemon.ctl(&["disk", "create", name, "--size", "2TiB"]);
+    }
+    let group = |count: usize, more: &[&'static str]| {
+        let disks = names[..count].iter().map(String::as_str);
+        ["group", "create"].into_iter().chain(disks).chain(more.iter().copied()).collect::<Vec<_>>()
+    };
+    daemon.json_error(14, &group(17, &[]));
+    daemon.ctl(&["disk", "resize", "disk-15", "2049GiB"]);
+    daemon.json_error(14, &group(16, &[]));
+    daemon.json_error(2, &group(2, &["disk-0"]));
+    daemon.json_error(20, &group(2, &["missing"]));
+    daemon.ctl(&["snapshot", "create", "disk-3", "taken"]);
+    daemon.json_error(21, &group(5, &["--name", "taken"]));
+    assert_eq!(daemon.json(&["snapshot", "list"]).as_array().map(Vec::len), Some(1));
+    assert_eq!(daemon.json(&["group", "list"]), json!([]));
+    let made = daemon.json(&group(15, &[]));
+    assert_eq!(members(&made).len(), 15);
+    daemon.ctl(&["group", "create", "disk-0", "--name", "named"]);
+    daemon.json_error(21, &["group", "create", "disk-1", "--name", "named"]);
+}
+
+/// A kill between the record and the answer: all members are there, with their contents, or none.
+#[test]
+fn a_group_that_was_cut_off_is_whole() {
+    let setup = Setup::default().program(tool::built("rowd-faulty"));
+    let mut daemon = setup.env("ROWD_FAIL_POINT", "snapshot.journaled:1").start();
+    make(&daemon, &["data", "log"]);
+    daemon.json_error(23, &["group", "create", "data", "log", "--name", "evening"]);
+    daemon.wait_ended();
+    daemon.change_setup(|setup| setup.env("ROWD_FAIL_POINT", "snapshot.journaled:1000000"));
+    daemon.start();
+    let shown = daemon.json(&["group", "show", "evening"]);
+    assert_eq!(members(&shown).len(), 2);
+    for disk in ["data", "log"] {
+        fill(&daemon, disk, 2);
+        is(&daemon, &format!("{disk}@evening"), 1);
+    }
+    wait_alone(&daemon, &["data", "log"]);
+    daemon.ctl(&["group", "rollback", "evening", "--yes"]);
+    is(&daemon, "log", 1);
+}
+
+/// Connections that were dropped take a moment to be noticed.
+fn wait_alone(daemon: &Daemon, disks: &[&str]) {
+    for disk in disks {
+        rowd_tests::wait::until("nobody is connected", || {
+            (daemon.json(&["disk", "show", disk])["clients"] == json!([])).then_some(())
+        });
+    }
+}
