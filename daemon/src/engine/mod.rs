@@ -22,6 +22,7 @@ mod recovery;
 mod scrub;
 mod snapshots;
 mod tail;
+mod warm;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;

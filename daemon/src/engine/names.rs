@@ -23,7 +23,8 @@ const ID_CHARACTERS_MIN: usize = 4;
 pub fn check_name(what: &str, name: &str) -> Result<()> {
     let count = name.chars().count();
     let trouble = if !LENGTH.contains(&count) {
-        format!("has {count} characters; 2 to 128 are allowed")
+        let noun = if count == 1 { "character" } else { "characters" };
+        format!("has {count} {noun}; 2 to 128 are allowed")
     } else if let Some(bad) = name.chars().find(|c| is_reserved(*c)) {
         format!("contains {bad:?}; letters, digits, '.', '_', ':' and '-' are safe")
     } else if name.starts_with('-') || name.starts_with('.') {

@@ -18,6 +18,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::catalogue::{self, Catalogue, Entry};
 use super::tail::Tail;
+use super::warm::Touched;
 use super::{CorruptBlocks, Engine, Recovery, Settings, hex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
@@ -33,7 +34,7 @@ use crate::pool::{Closed, Layout};
 use crate::units::{BLOCK_SIZE, Epoch, Seq, TreeId};
 
 /// The heads that data records are addressed to.
-type Heads = HashMap<(TreeId, Epoch), Arc<View>>;
+pub(super) type Heads = HashMap<(TreeId, Epoch), Arc<View>>;
 
 impl Engine {
     /// Opens the pool in `settings.dir`, or makes one if there is none, and starts background work.
@@ -144,6 +145,7 @@ impl Engine {
     fn replay(&self, found: &Found, applied: Seq) -> Result<u64> {
         let pool = &self.shared.pool;
         let superblock = &found.superblock;
+        self.warm(&found.touched)?;
         let mut reader = Reader::new(&pool.file, found.ring.clone(), superblock);
         let mut heads = self.heads();
         let mut count = 0;
@@ -182,7 +184,7 @@ impl Engine {
         }
     }
 
-    fn heads(&self) -> Heads {
+    pub(super) fn heads(&self) -> Heads {
         let disks = self.disks.read();
         let views = disks.values().map(|disk| Arc::clone(&disk.view));
         views.map(|view| ((view.tree.id, view.with(|state| state.node)), view)).collect()
@@ -312,6 +314,7 @@ struct Found {
     last: Seq,
     /// Position behind it.
     position: u64,
+    touched: Touched,
 }
 
 /// Finds the end of the journal: the last record of an unbroken row whose data is all there.
@@ -325,12 +328,15 @@ fn scan(closed: &Closed, applied: Seq) -> Result<Found> {
         end = record.seq;
     }
     reader.check_end()?;
-    let mut tail = Tail::default();
+    let (mut tail, mut touched) = (Tail::default(), Touched::default());
     let mut ends = vec![(superblock.checkpoint, superblock.tail)];
     let mut reader = Reader::new(&closed.file, ring.clone(), &superblock);
     while let Some(record) = reader.next_record()?.filter(|record| record.seq <= end) {
         if record.seq > durable {
             tail.add(&record)?;
+        }
+        if record.seq > applied {
+            touched.add(&record)?;
         }
         ends.push((record.seq, record.end));
     }
@@ -347,5 +353,5 @@ fn scan(closed: &Closed, applied: Seq) -> Result<Found> {
     }
     let kept = ends.partition_point(|(seq, _)| *seq <= last);
     let position = ends[kept - 1].1;
-    Ok(Found { ring, superblock, last, position })
+    Ok(Found { ring, superblock, last, position, touched })
 }
