@@ -6,6 +6,7 @@
 //! Absent: caching of leaves (`map/view.rs`) and the meaning of catalogue values (`engine/`).
 
 pub mod keys;
+mod manifest;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use rocksdb::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::map::leaf::Leaf;
 use crate::map::lineage::Sees;
 use crate::units::{Epoch, LeafIndex, Seq, TreeId};
@@ -83,6 +84,15 @@ impl Meta {
             return Err(Error::corrupt(format!("the map is missing: no {}", path.display()))
                 .hint("restore the directory, or run `rowd check --dir DIR` for what is left"));
         }
+        let refused = match open(path, &database_options()) {
+            Err(error) if error.kind() == ErrorKind::Corrupt => error,
+            other => return Ok(Meta { db: other? }),
+        };
+        let dropped = manifest::drop_torn_end(path)?;
+        if dropped == 0 {
+            return Err(refused);
+        }
+        tracing::warn!(%refused, dropped, "the end of the map's manifest was torn");
         Ok(Meta { db: open(path, &database_options())? })
     }
 
@@ -373,8 +383,8 @@ fn failed(doing: &'static str) -> impl Fn(rocksdb::Error) -> Error {
     move |error| {
         use rocksdb::ErrorKind as K;
         let kind = match error.kind() {
-            K::Corruption => crate::error::ErrorKind::Corrupt,
-            _ => crate::error::ErrorKind::Io,
+            K::Corruption => ErrorKind::Corrupt,
+            _ => ErrorKind::Io,
         };
         Error::new(kind, format!("{doing}: {error}"))
     }
