@@ -204,7 +204,7 @@ fn unfinished(settings: &Settings) -> Result<bool> {
     }
     let map = settings.dir.join("map");
     let missing = || format!("{} is missing", settings.pool.display());
-    let state = Meta::open(&map).and_then(|meta| meta.find_state()).map_err(|error| {
+    let state = Meta::open(&map, Seq(0)).and_then(|meta| meta.find_state()).map_err(|error| {
         error.context(missing()).hint(format!(
             "mount or restore what holds it; only if there never was a pool here, remove {}",
             map.display()
@@ -267,7 +267,7 @@ fn create(settings: &Settings) -> Result<(Closed, Meta)> {
     drop(Meta::create(&draft, &state)?);
     fs::rename(&draft, &map).map_err(|e| Error::io(format!("name {}", map.display()), &e))?;
     sync_directory(&settings.dir)?;
-    let meta = Meta::open(&map)?;
+    let meta = Meta::open(&map, Seq(0))?;
     let closed = Closed::create(&settings.pool, uuid, layout)?;
     sync_directory(&settings.dir)?;
     Ok((closed, meta))
@@ -279,7 +279,7 @@ fn open_existing(settings: &Settings) -> Result<(Closed, Meta)> {
             .hint("the map is there but its pool file is not; restore both from the same moment"));
     }
     let closed = Closed::open(&settings.pool)?;
-    let meta = Meta::open(&settings.dir.join("map"))?;
+    let meta = Meta::open(&settings.dir.join("map"), closed.superblock.checkpoint)?;
     let state = meta.state()?;
     check_pair(&closed.superblock, &state)?;
     Ok((closed, meta))

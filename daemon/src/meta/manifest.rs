@@ -3,15 +3,17 @@
 //! RocksDB appends to its manifest and syncs it. When the power goes in between, the file may be as long as
 //! the append made it and hold only some of its sectors. RocksDB takes an end that is missing or zero for
 //! what it is, and refuses one that is torn. Nothing after the last sync counts: the superblock names a
-//! checkpoint only after the manifest that holds it is durable. Should the damage be elsewhere, the map is
-//! older than the superblock then, and the start is refused for that.
+//! checkpoint only after the manifest that holds it is durable.
 //!
-//! Invariants: this is done only when RocksDB has refused; what is dropped is kept beside it.
+//! Invariants: this is done only when RocksDB has refused, and undone when what is left is older than what
+//! the superblock names, because the damage is elsewhere then; the manifest as it was is kept beside it.
 //! Absent: the meaning of the records. The format is that of RocksDB's logs: blocks of 32 KiB with records of
 //! CRC, length, type and payload.
 
-use std::fs;
-use std::path::Path;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::pool::crc32c;
@@ -25,26 +27,54 @@ const LAST: u8 = 4;
 /// Where the manifest as it was found is kept.
 const KEPT: &str = "torn-manifest";
 
-/// Cuts the manifest of the store at `dir` behind its last whole record. Returns the bytes dropped.
+/// A manifest that was cut.
+pub struct Torn {
+    path: PathBuf,
+    before: Vec<u8>,
+    /// Bytes that were cut off.
+    pub dropped: usize,
+}
+
+/// Cuts the manifest of the store at `dir` behind its last whole record, if anything is there.
 ///
 /// # Errors
 /// The files cannot be read or written.
-pub fn drop_torn_end(dir: &Path) -> Result<usize> {
-    let failed = |what: &'static str| move |e: std::io::Error| Error::io(what, &e);
+pub fn drop_torn_end(dir: &Path) -> Result<Option<Torn>> {
     let current =
         fs::read_to_string(dir.join("CURRENT")).map_err(failed("read the map's CURRENT"))?;
     let path = dir.join(current.trim());
     let bytes = fs::read(&path).map_err(failed("read the map's manifest"))?;
     let whole = whole_records(&bytes);
     if bytes[whole..].iter().all(|byte| *byte == 0) {
-        return Ok(0);
+        return Ok(None);
     }
-    fs::write(dir.join(KEPT), &bytes).map_err(failed("keep the map's manifest"))?;
-    let file = fs::OpenOptions::new().write(true).open(&path);
-    let cut = file.and_then(|file| file.set_len(whole as u64).and_then(|()| file.sync_all()));
-    cut.map_err(failed("cut the map's manifest"))?;
+    store(&dir.join(KEPT), &bytes).map_err(failed("keep the map's manifest"))?;
     sync_directory(dir)?;
-    Ok(bytes.len() - whole)
+    store(&path, &bytes[..whole]).map_err(failed("cut the map's manifest"))?;
+    let dropped = bytes.len() - whole;
+    Ok(Some(Torn { path, before: bytes, dropped }))
+}
+
+impl Torn {
+    /// Puts the manifest back as it was.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn restore(&self) -> Result<()> {
+        store(&self.path, &self.before).map_err(failed("put the map's manifest back"))
+    }
+}
+
+/// Makes a file exactly these bytes. It is not empty in between: a manifest that is cut is its own prefix.
+fn store(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    file.write_all_at(bytes, 0)?;
+    file.set_len(bytes.len() as u64)?;
+    file.sync_all()
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |error| Error::io(what, &error)
 }
 
 /// Length of the leading whole records.

@@ -75,11 +75,11 @@ impl Meta {
         Ok(meta)
     }
 
-    /// Opens the store of a pool.
+    /// Opens the store of a pool, which is known to hold the records up to `least`.
     ///
     /// # Errors
     /// It is missing or damaged.
-    pub fn open(path: &Path) -> Result<Meta> {
+    pub fn open(path: &Path, least: Seq) -> Result<Meta> {
         if !path.join("CURRENT").exists() {
             return Err(Error::corrupt(format!("the map is missing: no {}", path.display()))
                 .hint("restore the directory, or run `rowd check --dir DIR` for what is left"));
@@ -88,11 +88,14 @@ impl Meta {
             Err(error) if error.kind() == ErrorKind::Corrupt => error,
             other => return Ok(Meta { db: other? }),
         };
-        let dropped = manifest::drop_torn_end(path)?;
-        if dropped == 0 {
+        let Some(torn) = manifest::drop_torn_end(path)? else { return Err(refused) };
+        // Only to look: RocksDB removes the files that the state it opens does not name.
+        let left = open_read_only(path).and_then(|db| Meta { db }.find_state());
+        if !left.is_ok_and(|state| state.map_or(Seq(0), |state| state.applied) >= least) {
+            torn.restore()?;
             return Err(refused);
         }
-        tracing::warn!(%refused, dropped, "the end of the map's manifest was torn");
+        tracing::warn!(%refused, dropped = torn.dropped, "the end of the map's manifest was torn");
         Ok(Meta { db: open(path, &database_options())? })
     }
 
@@ -341,12 +344,18 @@ fn successor(mut prefix: Vec<u8>) -> Vec<u8> {
 }
 
 fn open(path: &Path, options: &Options) -> Result<DB> {
+    DB::open_cf_descriptors(options, path, families()).map_err(failed("open the map"))
+}
+
+fn open_read_only(path: &Path) -> Result<DB> {
+    DB::open_cf_descriptors_read_only(&database_options(), path, families(), false)
+        .map_err(failed("look at the map"))
+}
+
+fn families() -> Vec<ColumnFamilyDescriptor> {
     let cache = Cache::new_lru_cache(BLOCK_CACHE);
     let names = FAMILIES.into_iter().chain([rocksdb::DEFAULT_COLUMN_FAMILY_NAME]);
-    let families = names
-        .map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)))
-        .collect::<Vec<_>>();
-    DB::open_cf_descriptors(options, path, families).map_err(failed("open the map"))
+    names.map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache))).collect()
 }
 
 fn database_options() -> Options {

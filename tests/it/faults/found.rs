@@ -10,6 +10,8 @@ use rowd::engine::Engine;
 use rowd::engine::api::{DiskSpec, Tags};
 use rowd::error::ErrorKind;
 use rowd::units::BLOCK_SIZE;
+use rowd_tests::client::Client;
+use rowd_tests::process::Daemon;
 
 use super::Outcome;
 use super::engine::{BLOCK, DATA_START, pool, read, target, write};
@@ -155,4 +157,44 @@ fn the_far_end_of_a_huge_disk_is_cut_off() -> Outcome {
     let id = engine.find_disk("disk").map_err(text)?;
     let disk = engine.disk_resize(BY, &id, BLOCK_SIZE, true).map_err(text)?;
     if disk.mapped_bytes == 0 { Ok(()) } else { Err("something stayed mapped".to_owned()) }
+}
+
+/// The map's manifest ended in a record of which the power had left some sectors: RocksDB refused to open.
+/// Damage to what had been synced is refused as before.
+#[test]
+fn a_torn_end_of_the_maps_manifest_is_dropped() {
+    let mut daemon = Daemon::new();
+    daemon.ctl(&["disk", "create", "disk", "--size", "64MiB"]);
+    Client::connect(&daemon.nbd_socket(), "disk").write(0, &[5; BLOCK]);
+    daemon.stop();
+    let map = daemon.dir().join("map");
+    let manifest = || {
+        let current = fs::read_to_string(map.join("CURRENT")).expect("read CURRENT");
+        map.join(current.trim())
+    };
+    let whole = fs::read(manifest()).expect("read the manifest");
+    // A record of 300 bytes with a wrong sum, as if a sector in the middle were missing.
+    let mut torn = whole.clone();
+    torn.extend([0xff, 0xff, 0xff, 0xff, 44, 1, 1]);
+    torn.extend([9; 300]);
+    fs::write(manifest(), &torn).expect("tear the manifest");
+    daemon.start();
+    let data = Client::connect(&daemon.nbd_socket(), "disk").read(0, 4096);
+    assert_eq!(data, [5; BLOCK], "nothing that counted is gone");
+    assert_eq!(fs::read(map.join("torn-manifest")).expect("it is kept"), torn);
+    daemon.stop();
+    let mut damaged = fs::read(manifest()).expect("read the manifest");
+    damaged[60] ^= 1;
+    fs::write(manifest(), &damaged).expect("damage the manifest");
+    let files = || {
+        let names = fs::read_dir(&map).expect("list the map").map(|entry| entry.expect("an entry"));
+        let tables = names
+            .map(|entry| entry.file_name())
+            .filter(|name| name.to_string_lossy().ends_with(".sst"));
+        tables.collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = files();
+    assert!(!daemon.try_start(), "a map that lost what was synced must not open");
+    assert_eq!(fs::read(manifest()).expect("read the manifest"), damaged, "it is as it was");
+    assert_eq!(files(), before, "no table was removed");
 }
