@@ -362,3 +362,32 @@ fn freeing_goes_on_after_a_kill() {
         .unwrap();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }
+
+/// Many deleted snapshots are merged into what follows them; it is freed all the same, from the store.
+#[test]
+fn a_disk_that_took_over_many_deleted_snapshots_is_freed_wholly() {
+    const SNAPSHOTS: u64 = 40;
+    let mut daemon = Daemon::new();
+    daemon.ctl(&["disk", "create", "worn", "--size", "64MiB"]);
+    let names: Vec<String> = (0..SNAPSHOTS).map(|number| format!("worn@at-{number}")).collect();
+    for (number, name) in (0..SNAPSHOTS).zip(&names) {
+        let mut client = Client::connect(&daemon.nbd_socket(), "worn");
+        client.write(number * 262_144, &[1; 4096]);
+        client.write(0, &[2; 8192]);
+        drop(client);
+        daemon.ctl(&["snapshot", "create", "worn", &name[5..]]);
+    }
+    let delete = ["snapshot", "delete", "--yes"].into_iter();
+    daemon.ctl(&delete.chain(names.iter().map(String::as_str)).collect::<Vec<_>>());
+    daemon.wait_reclaimed();
+    assert_eq!(
+        daemon.status("used_bytes"),
+        (SNAPSHOTS + 1) * 4096,
+        "one block each, and two in leaf 0"
+    );
+    daemon.stop();
+    daemon.start();
+    daemon.ctl(&["disk", "delete", "worn", "--yes"]);
+    daemon.wait_reclaimed();
+    assert_eq!(daemon.status("used_bytes"), 0);
+}

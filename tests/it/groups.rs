@@ -67,6 +67,10 @@ fn a_group_has_a_snapshot_of_each_disk_and_they_are_snapshots_like_any_other() {
     is(&daemon, "log", 1);
     let listed = daemon.json(&["group", "list"]);
     assert_eq!(listed[0]["members"].as_array().map(Vec::len), Some(3));
+    wait_alone(&daemon, &["data", "log", "clone"]);
+    daemon.ctl(&["group", "rollback", "evening", "--yes"]);
+    is(&daemon, "data", 1);
+    is(&daemon, "clone", 2);
 }
 
 /// Writes a rising number to the same block of one disk after the other, each when the one before it was

@@ -1,4 +1,4 @@
-//! The catalogue: which disks and snapshots exist, as records that the journal and the store keep.
+//! The catalogue: which disks, snapshots and groups exist, as records that the journal and the store keep.
 //!
 //! Invariants: it changes through [`Op`]s only, which are journal records; names of disks are unique,
 //! names of snapshots are unique per disk; ids are never reused.

@@ -7,15 +7,13 @@
 
 use std::collections::BTreeMap;
 
-use super::api::{Actor, GroupInfo, GroupSpec, MemberInfo, MemberRollback};
-use super::catalogue::{
-    Cut, DiskRecord, GroupRecord, Kind, MemberRecord, Op, SnapshotRecord, Turn,
-};
+use super::api::{Actor, GroupInfo, GroupSpec, MemberInfo, MemberRollback, SnapshotSpec, Tags};
+use super::catalogue::{Cut, DiskRecord, GroupRecord, MemberRecord, Op, SnapshotRecord, Turn};
 use super::disks::{check_tags, told};
 use super::names::{by_prefix, check_name, timed};
 use super::{Engine, now};
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{DiskId, Epoch, GroupId, SnapshotId, TreeId};
+use crate::units::{DiskId, Epoch, GroupId, TreeId};
 
 /// Disks of one group.
 pub const DISKS_MAX: usize = 16;
@@ -35,25 +33,15 @@ impl Engine {
         let name = self.new_group_name(spec.name, at)?;
         let heads = self.new_heads(&disks)?;
         let mut cuts = Vec::with_capacity(disks.len());
-        for (disk, head) in disks.into_iter().zip(heads) {
-            self.check_quota(&disk.id, &disk.name)?;
-            let name = self
-                .new_snapshot_name(&disk.id, Some(name.clone()), at)
-                .map_err(|error| error.context(&disk.name))?;
-            let snapshot = SnapshotRecord {
-                id: SnapshotId::random()?,
-                name,
+        for (disk, head) in disks.iter().zip(heads) {
+            let spec = SnapshotSpec {
+                disk: disk.id.clone(),
+                name: Some(name.clone()),
                 description: String::new(),
-                disk: disk.id,
-                size: disk.size,
-                created_at: at,
-                kind: Kind::Manual,
-                expires_at: None,
-                tree: disk.tree,
-                node: disk.head,
-                tags: BTreeMap::new(),
+                tags: Tags::new(),
             };
-            cuts.push(Cut { snapshot, head });
+            let cut = self.new_cut(disk, spec, head, at);
+            cuts.push(cut.map_err(|error| error.context(&disk.name))?);
         }
         let member = |cut: &Cut| MemberRecord {
             disk: cut.snapshot.disk.clone(),

@@ -5,12 +5,12 @@
 //! Absent: freezing of file systems, copies, policies.
 
 use super::api::{Actor, SnapshotChange, SnapshotInfo, SnapshotSpec, Tags};
-use super::catalogue::{Cut, Kind, Op, SnapshotRecord};
+use super::catalogue::{Cut, DiskRecord, Kind, Op, SnapshotRecord};
 use super::disks::{change_tags, check_tags};
 use super::names::{check_manual_name, timed_name};
 use super::{Engine, now};
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{DiskId, SnapshotId};
+use crate::units::{DiskId, Epoch, SnapshotId};
 
 impl Engine {
     /// Keeps the state of a disk at one instant between the call and the return.
@@ -21,10 +21,24 @@ impl Engine {
         check_tags(&spec.tags)?;
         let _shape = self.shape.lock();
         let disk = self.record(&spec.disk)?;
-        let at = now();
+        let head = self.tree(disk.tree).next_epoch()?;
+        let cut = self.new_cut(&disk, spec, head, now())?;
+        let id = cut.snapshot.id.clone();
+        let message = format!("snapshot {}@{} made", disk.name, cut.snapshot.name);
+        self.change(by, Op::SnapshotCreate(cut), message)?;
+        self.snapshot(&id)
+    }
+
+    /// The present of a disk as a snapshot that can be made: its name is free, the quota not reached.
+    pub(super) fn new_cut(
+        &self,
+        disk: &DiskRecord,
+        spec: SnapshotSpec,
+        head: Epoch,
+        at: u64,
+    ) -> Result<Cut> {
         let name = self.new_snapshot_name(&disk.id, spec.name, at)?;
         self.check_quota(&disk.id, &disk.name)?;
-        let head = self.tree(disk.tree).next_epoch()?;
         let snapshot = SnapshotRecord {
             id: SnapshotId::random()?,
             name,
@@ -38,10 +52,7 @@ impl Engine {
             node: disk.head,
             tags: spec.tags,
         };
-        let id = snapshot.id.clone();
-        let message = format!("snapshot {}@{} made", disk.name, snapshot.name);
-        self.change(by, Op::SnapshotCreate(Cut { snapshot, head }), message)?;
-        self.snapshot(&id)
+        Ok(Cut { snapshot, head })
     }
 
     /// Deletes a snapshot; its blocks are freed in the background. Returns how many bytes that will be.
@@ -149,12 +160,7 @@ impl Engine {
         self.snapshot(&id)
     }
 
-    pub(super) fn new_snapshot_name(
-        &self,
-        disk: &DiskId,
-        name: Option<String>,
-        at: u64,
-    ) -> Result<String> {
+    fn new_snapshot_name(&self, disk: &DiskId, name: Option<String>, at: u64) -> Result<String> {
         let catalogue = self.catalogue.read();
         let Some(name) = name else { return Ok(timed_name(&catalogue, disk, "snap", at)) };
         check_manual_name(&name)?;
@@ -168,7 +174,7 @@ impl Engine {
         Ok(name)
     }
 
-    pub(super) fn check_quota(&self, disk: &DiskId, name: &str) -> Result<()> {
+    fn check_quota(&self, disk: &DiskId, name: &str) -> Result<()> {
         let catalogue = self.catalogue.read();
         let manual = catalogue.snapshots_of(disk).iter().filter(|s| s.kind == Kind::Manual).count();
         let quota = self.settings.quota_manual;
