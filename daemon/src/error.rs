@@ -42,6 +42,24 @@ pub enum ErrorKind {
     Cancelled,
     /// The operation took longer than it may.
     TimedOut,
+    /// Something on this host has to be otherwise: the message says what.
+    Condition,
+    /// No disk is left that this applies to: choose others.
+    NoEligibleDisk,
+    /// The group could not be made: the cause says why.
+    GroupFailed,
+    /// The group is in a state that does not allow this.
+    GroupState,
+    /// The snapshots are made, their tags are not: set them.
+    TagFailed,
+    /// A freeze script or hook failed, no snapshot was made: mend the script.
+    FreezeScript,
+    /// A thaw script or hook failed after the snapshots: look at the application.
+    ThawScript,
+    /// A file system could not be frozen, no snapshot was made: look at it.
+    FreezeFailed,
+    /// A file system could not be thawed: thaw it (`rowctl freeze thaw`).
+    ThawFailed,
     /// This cannot be done, by design or not yet.
     Unsupported,
     /// A fault of rowd itself: report it.

@@ -42,6 +42,24 @@ pub enum ErrorKind {
     Cancelled,
     /// The operation took longer than it may.
     TimedOut,
+    /// Something on this host has to be otherwise for this: the caller is told what.
+    Condition,
+    /// No disk is left that this applies to.
+    NoEligibleDisk,
+    /// The group could not be made.
+    GroupFailed,
+    /// The group is in a state that does not allow this.
+    GroupState,
+    /// The snapshots are made; their tags could not be set.
+    TagFailed,
+    /// A freeze script or hook failed; no snapshot was made.
+    FreezeScript,
+    /// A thaw script or hook failed; the snapshots are made.
+    ThawScript,
+    /// A file system could not be frozen; no snapshot was made.
+    FreezeFailed,
+    /// A file system could not be thawed; the snapshots are made.
+    ThawFailed,
     /// This cannot be done, by design or not yet.
     Unsupported,
     /// A fault of rowd itself.
@@ -68,6 +86,15 @@ impl ErrorKind {
         ErrorKind::ShuttingDown,
         ErrorKind::Cancelled,
         ErrorKind::TimedOut,
+        ErrorKind::Condition,
+        ErrorKind::NoEligibleDisk,
+        ErrorKind::GroupFailed,
+        ErrorKind::GroupState,
+        ErrorKind::TagFailed,
+        ErrorKind::FreezeScript,
+        ErrorKind::ThawScript,
+        ErrorKind::FreezeFailed,
+        ErrorKind::ThawFailed,
         ErrorKind::Unsupported,
         ErrorKind::Internal,
         ErrorKind::Unreachable,
@@ -92,6 +119,15 @@ impl ErrorKind {
             ErrorKind::ShuttingDown => "shutting_down",
             ErrorKind::Cancelled => "cancelled",
             ErrorKind::TimedOut => "timed_out",
+            ErrorKind::Condition => "condition",
+            ErrorKind::NoEligibleDisk => "no_eligible_disk",
+            ErrorKind::GroupFailed => "group_failed",
+            ErrorKind::GroupState => "group_state",
+            ErrorKind::TagFailed => "tag_failed",
+            ErrorKind::FreezeScript => "freeze_script",
+            ErrorKind::ThawScript => "thaw_script",
+            ErrorKind::FreezeFailed => "freeze_failed",
+            ErrorKind::ThawFailed => "thaw_failed",
             ErrorKind::Unsupported => "unsupported",
             ErrorKind::Internal => "internal",
             ErrorKind::Unreachable => "unreachable",
@@ -103,7 +139,7 @@ impl ErrorKind {
     pub fn exit_code(self) -> u8 {
         match self {
             ErrorKind::Invalid => exit::USAGE,
-            ErrorKind::NotPermitted => exit::NOT_PERMITTED,
+            ErrorKind::NotPermitted | ErrorKind::NoEligibleDisk => exit::NOT_PERMITTED,
             ErrorKind::NotFound => exit::NOT_FOUND,
             // A name that is taken is a name in use: the same advice, another name or another
             // object.
@@ -118,6 +154,14 @@ impl ErrorKind {
             ErrorKind::ShuttingDown | ErrorKind::Unreachable => exit::UNREACHABLE,
             ErrorKind::Cancelled => exit::CANCELLED,
             ErrorKind::TimedOut => exit::TIMED_OUT,
+            ErrorKind::Condition => exit::CONDITION,
+            ErrorKind::GroupFailed => exit::GROUP_FAILED,
+            ErrorKind::GroupState => exit::GROUP_STATE,
+            ErrorKind::TagFailed => exit::TAG_FAILED,
+            ErrorKind::FreezeScript => exit::FREEZE_SCRIPT,
+            ErrorKind::ThawScript => exit::THAW_SCRIPT,
+            ErrorKind::FreezeFailed => exit::FREEZE_FAILED,
+            ErrorKind::ThawFailed => exit::THAW_FAILED,
             ErrorKind::Unsupported | ErrorKind::Internal => exit::OTHER,
         }
     }
@@ -171,8 +215,15 @@ pub mod exit {
     pub const CONDITION: u8 = 1;
     pub const USAGE: u8 = 2;
     pub const NOT_PERMITTED: u8 = 3;
+    pub const GROUP_FAILED: u8 = 4;
+    pub const GROUP_STATE: u8 = 5;
     pub const TIMED_OUT: u8 = 6;
     pub const MEMBER_STATE: u8 = 7;
+    pub const TAG_FAILED: u8 = 8;
+    pub const FREEZE_SCRIPT: u8 = 9;
+    pub const THAW_SCRIPT: u8 = 10;
+    pub const FREEZE_FAILED: u8 = 11;
+    pub const THAW_FAILED: u8 = 12;
     pub const QUOTA: u8 = 14;
     pub const WRONG_STATE: u8 = 15;
     pub const NOT_FOUND: u8 = 20;
@@ -197,9 +248,16 @@ pub const EXIT_CODES: &[ExitMeaning] = &[
     ExitMeaning { code: exit::DONE, meaning: "done" },
     ExitMeaning { code: exit::CONDITION, meaning: "a condition does not hold" },
     ExitMeaning { code: exit::USAGE, meaning: "wrong usage" },
-    ExitMeaning { code: exit::NOT_PERMITTED, meaning: "not permitted" },
+    ExitMeaning { code: exit::NOT_PERMITTED, meaning: "not permitted, or no eligible disk" },
+    ExitMeaning { code: exit::GROUP_FAILED, meaning: "creating the group failed" },
+    ExitMeaning { code: exit::GROUP_STATE, meaning: "group in a wrong state" },
     ExitMeaning { code: exit::TIMED_OUT, meaning: "timed out" },
     ExitMeaning { code: exit::MEMBER_STATE, meaning: "a member snapshot in a wrong state" },
+    ExitMeaning { code: exit::TAG_FAILED, meaning: "tagging failed" },
+    ExitMeaning { code: exit::FREEZE_SCRIPT, meaning: "freeze script failed" },
+    ExitMeaning { code: exit::THAW_SCRIPT, meaning: "thaw script failed" },
+    ExitMeaning { code: exit::FREEZE_FAILED, meaning: "freezing the file system failed" },
+    ExitMeaning { code: exit::THAW_FAILED, meaning: "thawing the file system failed" },
     ExitMeaning { code: exit::QUOTA, meaning: "quota exceeded" },
     ExitMeaning { code: exit::WRONG_STATE, meaning: "snapshot or disk in a wrong state" },
     ExitMeaning { code: exit::NOT_FOUND, meaning: "not found" },
@@ -227,10 +285,22 @@ mod tests {
     #[test]
     fn exit_codes_rise_and_are_the_contract() {
         let codes: Vec<u8> = EXIT_CODES.iter().map(|row| row.code).collect();
-        assert_eq!(codes, [0, 1, 2, 3, 6, 7, 14, 15, 20, 21, 22, 23, 24, 25, 255]);
+        assert_eq!(
+            codes,
+            [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15, 20, 21, 22, 23, 24, 25, 255]
+        );
         let of = |kind: ErrorKind| kind.exit_code();
         assert_eq!(of(ErrorKind::Invalid), 2);
         assert_eq!(of(ErrorKind::NotPermitted), 3);
+        assert_eq!(of(ErrorKind::Condition), 1);
+        assert_eq!(of(ErrorKind::NoEligibleDisk), 3);
+        assert_eq!(of(ErrorKind::GroupFailed), 4);
+        assert_eq!(of(ErrorKind::GroupState), 5);
+        assert_eq!(of(ErrorKind::TagFailed), 8);
+        assert_eq!(of(ErrorKind::FreezeScript), 9);
+        assert_eq!(of(ErrorKind::ThawScript), 10);
+        assert_eq!(of(ErrorKind::FreezeFailed), 11);
+        assert_eq!(of(ErrorKind::ThawFailed), 12);
         assert_eq!(of(ErrorKind::TimedOut), 6);
         assert_eq!(of(ErrorKind::MemberState), 7);
         assert_eq!(of(ErrorKind::Quota), 14);

@@ -27,6 +27,7 @@ use crate::engine::Engine;
 use crate::engine::api::Actor;
 use crate::error::{Error, ErrorKind};
 
+use super::convert;
 use super::handlers::{self, Failure, Outcome};
 use super::{Role, going_down};
 
@@ -170,7 +171,7 @@ impl Connection {
         };
         let refused = self.refused(method);
         if let Some(error) = refused {
-            return Err(Rejection::failed(Some(id), handlers::error_body(&error)));
+            return Err(Rejection::failed(Some(id), convert::error_body(&error)));
         }
         let (engine, actor) = (Arc::clone(&self.engine), self.actor);
         let called = spawn_blocking(move || handlers::call(&engine, actor, method, params)).await;
@@ -178,7 +179,7 @@ impl Connection {
             error!(method = name, %panic, "a control method failed");
             let message = format!("{name} failed inside the daemon");
             let error = Error::internal(message).hint("the daemon's log has the details");
-            Err(Failure::Failed(handlers::error_body(&error)))
+            Err(Failure::Failed(convert::error_body(&error)))
         });
         if method.access() == Access::Admin {
             let failed = outcome.as_ref().err().map(Failure::to_string);
@@ -215,7 +216,7 @@ pub(super) fn refuse(stream: &UnixStream, error: Error) {
 
 /// An error that answers no particular request.
 fn refusal(error: Error) -> Rejection {
-    Rejection::failed(None, handlers::error_body(&error))
+    Rejection::failed(None, convert::error_body(&error))
 }
 
 fn reply(id: Id, result: Value) -> Response {

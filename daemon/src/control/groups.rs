@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rowd_proto as proto;
 use rowd_proto::Time;
 
-use super::handlers::{rolled_back, snapshot};
+use super::convert::{rolled_back, snapshot};
 use super::resolve;
 use crate::engine::Engine;
 use crate::engine::api::{Actor, GroupInfo, GroupSpec, MemberInfo, MemberRollback};

@@ -9,18 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rowd_proto as proto;
-use rowd_proto::{Call, DIFF_PAGE_MAX, ErrorBody, Method, Notification, Time, Version2};
+use rowd_proto::{Call, DIFF_PAGE_MAX, ErrorBody, Method, Notification, Version2};
 use serde_json::{Map, Value};
 
 use crate::engine::Engine;
 use crate::engine::api::{
-    Actor, ChainInfo, Change, ClientInfo, DiskChange, DiskInfo, DiskSpec, Event, JobInfo, JobState,
-    PoolStatus, Rollback, ScrubReport, SnapshotChange, SnapshotInfo, SnapshotKind, SnapshotSpec,
-    SnapshotStatus,
+    Actor, DiskChange, DiskInfo, DiskSpec, SnapshotChange, SnapshotInfo, SnapshotSpec,
 };
-use crate::error::{Error, ErrorKind, Result};
-use crate::units::DiskId;
+use crate::error::{Error, Result};
 
+use super::convert::{
+    chain, diff_range, disk, error_body, event, job, pool_status, rolled_back, snapshot,
+};
 use super::groups;
 use super::resolve::{self, Object};
 
@@ -392,183 +392,4 @@ fn last_event(engine: &Engine) -> u64 {
         }
     }
     at_least
-}
-
-/// An engine error in the terms of the protocol.
-pub(super) fn error_body(error: &Error) -> ErrorBody {
-    let kind = match error.kind() {
-        ErrorKind::Invalid => proto::ErrorKind::Invalid,
-        ErrorKind::NotPermitted => proto::ErrorKind::NotPermitted,
-        ErrorKind::NotFound => proto::ErrorKind::NotFound,
-        ErrorKind::Exists => proto::ErrorKind::Exists,
-        ErrorKind::InUse => proto::ErrorKind::InUse,
-        ErrorKind::WrongState => proto::ErrorKind::WrongState,
-        ErrorKind::MemberState => proto::ErrorKind::MemberState,
-        ErrorKind::Quota => proto::ErrorKind::Quota,
-        ErrorKind::NoSpace => proto::ErrorKind::NoSpace,
-        ErrorKind::Corrupt => proto::ErrorKind::Corrupt,
-        ErrorKind::Io => proto::ErrorKind::Io,
-        ErrorKind::Stopped => proto::ErrorKind::Stopped,
-        ErrorKind::ShuttingDown => proto::ErrorKind::ShuttingDown,
-        ErrorKind::Cancelled => proto::ErrorKind::Cancelled,
-        ErrorKind::TimedOut => proto::ErrorKind::TimedOut,
-        ErrorKind::Unsupported => proto::ErrorKind::Unsupported,
-        ErrorKind::Internal => proto::ErrorKind::Internal,
-    };
-    ErrorBody { kind, message: error.message().to_owned(), hint: error.advice().map(str::to_owned) }
-}
-
-fn disk(info: DiskInfo) -> proto::Disk {
-    proto::Disk {
-        id: info.id.to_string(),
-        name: info.name,
-        description: info.description,
-        size: info.size,
-        created_at: Time::from_unix(info.created_at),
-        read_only: info.read_only,
-        origin: info
-            .origin
-            .map(|(id, exists)| proto::Origin { snapshot_id: id.to_string(), exists }),
-        exclusive_bytes: info.exclusive_bytes,
-        mapped_bytes: info.mapped_bytes,
-        snapshot_count: info.snapshot_count,
-        tags: info.tags,
-        clients: info.clients.into_iter().map(client).collect(),
-    }
-}
-
-fn client(info: ClientInfo) -> proto::Client {
-    let ClientInfo { export, pid, peer, connected_at } = info;
-    proto::Client { export, pid, peer, connected_at: Time::from_unix(connected_at) }
-}
-
-pub(super) fn rolled_back(
-    engine: &Arc<Engine>,
-    id: &DiskId,
-    done: Rollback,
-) -> Result<proto::RolledBack> {
-    // The engine names the undo snapshot itself when the disk went back to nothing.
-    let to = Some(done.to).filter(|to| *to != done.undo);
-    let to_name = to.as_ref().map(|to| engine.snapshot_full_name(to)).transpose()?;
-    Ok(proto::RolledBack {
-        disk: engine.disk(id).map(disk)?,
-        to: to.map(|to| to.to_string()),
-        to_name,
-        undo: done.undo.to_string(),
-        undo_name: done.undo_name,
-        disconnected: done.disconnected.into_iter().map(client).collect(),
-        grown_since: done.grown_since,
-    })
-}
-
-pub(super) fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
-    let (status, instant_access) = match info.status {
-        SnapshotStatus::Accomplished => (proto::SnapshotStatus::Accomplished, true),
-        SnapshotStatus::Deleting => (proto::SnapshotStatus::Deleting, false),
-    };
-    proto::Snapshot {
-        id: info.id.to_string(),
-        name: info.name,
-        description: info.description,
-        disk_id: info.disk_id.to_string(),
-        disk_name: info.disk_name,
-        size: info.size,
-        created_at: Time::from_unix(info.created_at),
-        kind: match info.kind {
-            SnapshotKind::Manual => proto::SnapshotKind::Manual,
-            SnapshotKind::Auto => proto::SnapshotKind::Auto,
-            SnapshotKind::Undo => proto::SnapshotKind::Undo,
-        },
-        consistency: proto::Consistency::Crash,
-        status,
-        // A snapshot in the pool is complete from its first instant.
-        progress: 100,
-        instant_access,
-        exclusive_bytes: info.exclusive_bytes,
-        stored_bytes: info.stored_bytes,
-        parent: info.parent.map(|id| id.to_string()),
-        expires_at: info.expires_at.map(Time::from_unix),
-        made_disks: info.made_disks.iter().map(DiskId::to_string).collect(),
-        tags: info.tags,
-        clients: info.clients.into_iter().map(client).collect(),
-    }
-}
-
-fn diff_range(change: Change) -> proto::DiffRange {
-    proto::DiffRange { offset: change.offset, length: change.length, zero: change.zero }
-}
-
-fn chain(info: ChainInfo) -> proto::Chain {
-    proto::Chain {
-        disk_id: info.disk_id.to_string(),
-        disk_name: info.disk_name,
-        disk_size: info.disk_size,
-        snapshot_bytes: info.snapshot_bytes,
-        quota_manual: info.quota_manual,
-        quota_auto: info.quota_auto,
-        snapshots: info.snapshots.into_iter().map(snapshot).collect(),
-    }
-}
-
-fn event(event: Event) -> proto::Event {
-    let Event { seq, at, actor, kind, object, message } = event;
-    let at = Time::from_unix(at);
-    proto::Event { seq, at, uid: actor.uid, pid: actor.pid, kind, object, message }
-}
-
-fn job(info: JobInfo) -> proto::Job {
-    proto::Job {
-        id: info.id.to_string(),
-        kind: info.kind,
-        object: info.object,
-        state: match info.state {
-            JobState::Running => proto::JobState::Running,
-            JobState::Done => proto::JobState::Done,
-            JobState::Failed => proto::JobState::Failed,
-            JobState::Cancelled => proto::JobState::Cancelled,
-        },
-        done: info.done,
-        total: info.total,
-        started_at: Time::from_unix(info.started_at),
-        ended_at: info.ended_at.map(Time::from_unix),
-        message: info.message,
-    }
-}
-
-fn pool_status(status: PoolStatus) -> proto::PoolStatus {
-    proto::PoolStatus {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        uuid: status.uuid,
-        dir: status.dir,
-        stopped: status.stopped,
-        block_size: status.block_size,
-        file_bytes: status.file_bytes,
-        max_bytes: status.max_bytes,
-        used_bytes: status.used_bytes,
-        pending_bytes: status.pending_bytes,
-        journal_bytes: status.journal_bytes,
-        journal_used_bytes: status.journal_used_bytes,
-        cache_bytes: status.cache_bytes,
-        cache_limit: status.cache_limit,
-        last_seq: status.last_seq,
-        durable_seq: status.durable_seq,
-        checkpoint_seq: status.checkpoint_seq,
-        disks: status.disks,
-        snapshots: status.snapshots,
-        clients: status.clients,
-        reclaiming: status.reclaiming,
-        corrupt_blocks: status.corrupt_blocks,
-        last_scrub: status.last_scrub.map(scrub_report),
-        recovery_seconds: status.recovery_seconds,
-        recovered_records: status.recovered_records,
-    }
-}
-
-fn scrub_report(report: ScrubReport) -> proto::ScrubReport {
-    proto::ScrubReport {
-        started_at: Time::from_unix(report.started_at),
-        ended_at: Time::from_unix(report.ended_at),
-        bytes: report.bytes,
-        bad: report.bad,
-    }
 }

@@ -7,6 +7,7 @@
 //! Absent: the data path (NBD), and what the methods do (`handlers`).
 
 mod connection;
+mod convert;
 mod groups;
 mod handlers;
 mod peer;
@@ -49,7 +50,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The exit code of a program that ends with this error, from the protocol's table.
 #[must_use]
 pub fn exit_code(error: &Error) -> u8 {
-    handlers::error_body(error).kind.exit_code()
+    convert::error_body(error).kind.exit_code()
 }
 
 /// What the clients of a socket may do.

@@ -39,6 +39,15 @@ pub fn errno(kind: ErrorKind) -> u32 {
         | ErrorKind::Io
         | ErrorKind::Stopped
         | ErrorKind::TimedOut
+        | ErrorKind::Condition
+        | ErrorKind::NoEligibleDisk
+        | ErrorKind::GroupFailed
+        | ErrorKind::GroupState
+        | ErrorKind::TagFailed
+        | ErrorKind::FreezeScript
+        | ErrorKind::ThawScript
+        | ErrorKind::FreezeFailed
+        | ErrorKind::ThawFailed
         | ErrorKind::Internal => error::EIO,
     }
 }
