@@ -13,6 +13,7 @@ pub mod disk;
 pub mod engine;
 pub mod error;
 pub mod faults;
+pub mod freeze;
 pub mod map;
 pub mod meta;
 pub mod nbd;

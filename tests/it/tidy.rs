@@ -32,6 +32,10 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
         &["tokio", "crate::nbd", "crate::engine", "crate::control", "crate::meta"],
     ),
     ("daemon/src/engine/", &["tokio", "crate::nbd", "crate::control", "rowd_proto"]),
+    (
+        "daemon/src/freeze/",
+        &["crate::nbd", "crate::control", "crate::disk", "crate::map", "crate::pool"],
+    ),
     ("proto/src/", &["rowd::", "tokio"]),
     ("ctl/src/", &["rowd::", "tokio"]),
 ];
