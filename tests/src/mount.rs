@@ -80,7 +80,8 @@ impl Device {
         if !self.device.is_empty() {
             tolerate(tool::command("losetup").args(["--detach", &self.device]));
         }
-        tolerate(tool::command("fusermount3").arg("-u").arg(self.home.path().join("fuse")));
+        let fuse = self.home.path().join("fuse");
+        told(&unhurried(|| tool::finish(tool::command("fusermount3").arg("-u").arg(&fuse))));
         // It ends by itself once it is unmounted, and must: it has writes to pass on.
         if wait::try_until(wait::PATIENCE, || self.nbdfuse.try_wait().ok().flatten()).is_none() {
             eprintln!("nbdfuse did not end; it is killed");
@@ -128,12 +129,17 @@ impl Drop for Mounted {
     }
 }
 
-/// Unmounts a file system once nobody holds it. A child that another test is starting holds every file
-/// of this process until it executes its program, so a mount may be busy for a moment.
+/// Unmounts a file system once nobody holds it.
 pub fn unmount(point: &Path) -> Outcome {
+    unhurried(|| tool::finish(tool::command("umount").arg(point)))
+}
+
+/// Tries again while something is busy. A child that another test is starting holds every file of this
+/// process until it executes its program, and a loop device lets go of its file a moment late.
+fn unhurried(run: impl Fn() -> Outcome) -> Outcome {
     let mut last = None;
     wait::try_until(wait::PATIENCE, || {
-        let done = tool::finish(tool::command("umount").arg(point));
+        let done = run();
         let busy = done.code != 0 && done.stderr.contains("busy");
         last = Some(done);
         (!busy).then_some(())
