@@ -120,11 +120,11 @@ fn xfs_survives_snapshot_and_rollback_under_load() {
     survives_snapshot_and_rollback_under_load(&XFS);
 }
 
-/// ROLL-17: the guide's eight steps to get back what a rollback took away.
-#[test]
-fn files_made_after_a_snapshot_are_saved_through_a_disk_of_a_later_one() {
+/// ROLL-17: the guide's eight steps to get back what a rollback took away. The disk of the later snapshot
+/// is mounted beside the first, on the same host.
+fn files_are_saved_through_a_disk_of_a_later_snapshot(kind: &Kind) {
     let daemon = Daemon::new();
-    let mounted = made(&daemon, "disk", &EXT4);
+    let mounted = made(&daemon, "disk", kind);
     fill(&mounted.path().join("old"), 10, 0);
     tool::run("sync", &["-f", mounted.path().to_str().unwrap()]).ok();
     daemon.ctl(&["snapshot", "create", "disk", "aa"]);
@@ -133,8 +133,8 @@ fn files_made_after_a_snapshot_are_saved_through_a_disk_of_a_later_one() {
     daemon.ctl(&["snapshot", "create", "disk", "bb"]);
     daemon.ctl(&["disk", "rollback", "disk", "aa", "--yes"]);
     daemon.ctl(&["disk", "create", "saved", "--from", "disk@bb"]);
-    let saved = Device::attach(&daemon, "saved").mount("ro");
     let disk = Device::attach(&daemon, "disk").mount("noatime");
+    let saved = Device::attach(&daemon, "saved").mount(kind.mount);
     assert!(!disk.path().join("useful").exists(), "the rollback took it away");
     let useful = disk.path().join("useful");
     tool::finish(tool::command("cp").arg("-a").arg(saved.path().join("useful")).arg(&useful)).ok();
@@ -143,7 +143,37 @@ fn files_made_after_a_snapshot_are_saved_through_a_disk_of_a_later_one() {
     is_filled(&useful, 10, 5);
     is_filled(&disk.path().join("old"), 10, 0);
     drop(disk.unmount());
-    check(&daemon, "disk", &EXT4);
+    check(&daemon, "disk", kind);
+    daemon.ctl(&["disk", "rollback", "disk", "bb", "--yes"]);
+    let disk = Device::attach(&daemon, "disk").mount("noatime");
+    is_filled(&disk.path().join("useful"), 10, 5);
+}
+
+#[test]
+fn files_made_after_a_snapshot_are_saved_through_a_disk_of_a_later_one() {
+    files_are_saved_through_a_disk_of_a_later_snapshot(&EXT4);
+}
+
+#[test]
+fn files_of_xfs_are_saved_through_a_disk_of_a_later_snapshot() {
+    files_are_saved_through_a_disk_of_a_later_snapshot(&XFS);
+}
+
+/// ROLL-18: a clone has the UUID of its origin; XFS mounts the two beside each other with `nouuid` only.
+#[test]
+fn a_clone_with_xfs_is_mounted_beside_its_origin_with_nouuid() {
+    let daemon = Daemon::new();
+    drop(made(&daemon, "disk", &XFS).unmount());
+    daemon.ctl(&["snapshot", "create", "disk", "aa"]);
+    daemon.ctl(&["disk", "create", "clone", "--from", "disk@aa"]);
+    let origin = Device::attach(&daemon, "disk").mount("noatime");
+    let clone = Device::attach(&daemon, "clone");
+    let point = tempfile::tempdir().unwrap();
+    let plain = tool::run("mount", &[clone.path(), point.path().to_str().unwrap()]);
+    assert_ne!(plain.code, 0, "the kernel mounts one UUID twice: nouuid is not needed any more");
+    let clone = clone.mount("noatime,nouuid");
+    fill(&clone.path().join("files"), 5, 1);
+    assert!(!origin.path().join("files").exists());
 }
 
 /// DISK-18, ROLL-15: after a rollback the file system has its old size and can be extended again.
