@@ -13,7 +13,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use rowd_proto::EXIT_CODES;
 
 use crate::commands::{
-    chain, check, disk, doctor, events, generate, group, job, pool, scrub, snapshot, status, tag,
+    chain, check, disk, doctor, events, generate, group, instance, job, pool, scrub, snapshot,
+    status, tag,
 };
 use crate::render::Format;
 
@@ -63,10 +64,13 @@ pub enum Command {
     /// Snapshots of several disks at exactly one instant
     #[command(subcommand)]
     Group(group::Verb),
+    /// Who uses the disks: this host and virtual machines
+    #[command(subcommand)]
+    Instance(instance::Verb),
     /// All snapshots of a disk, which outlive it
     #[command(subcommand)]
     Chain(chain::Verb),
-    /// Tags of disks and snapshots
+    /// Tags of disks, snapshots, groups and instances
     #[command(subcommand)]
     Tag(tag::Verb),
     /// The pool that holds all blocks

@@ -216,6 +216,10 @@ id_type!(
     GroupId, "ssg-"
 );
 id_type!(
+    /// The id of an instance, `i-…`.
+    InstanceId, "i-"
+);
+id_type!(
     /// The id of a job, `j-…`.
     JobId, "j-"
 );

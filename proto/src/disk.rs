@@ -22,6 +22,9 @@ pub struct DiskCreate {
     pub description: String,
     #[serde(default, skip_serializing_if = "Tags::is_empty")]
     pub tags: Tags,
+    /// The instance whose disk it is; left out: `local`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
 }
 
 /// Lists all disks.
@@ -86,6 +89,9 @@ pub struct DiskSet {
     /// Refuse writes on the disk's export.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
+    /// The instance whose disk it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
 }
 
 /// Returns a disk to a snapshot of its chain. The state before is kept as an undo snapshot.
@@ -132,6 +138,9 @@ pub struct Disk {
     /// Bytes that read as data.
     pub mapped_bytes: u64,
     pub snapshot_count: u64,
+    /// The instance whose disk it is: `local` is this host.
+    pub instance_id: String,
+    pub instance_name: String,
     pub tags: Tags,
     pub clients: Vec<Client>,
 }

@@ -11,8 +11,15 @@ use crate::{RolledBack, Snapshot, Tags, Time};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupCreate {
-    /// At most 16, of 32 TiB together.
+    /// At most 16, of 32 TiB together, with those of the instances.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<String>,
+    /// All disks of these instances.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub instances: Vec<String>,
+    /// Disks of the instances that are left out; an empty text names none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
     /// Also the name of each member snapshot. Left out: a name made from the time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -32,6 +39,17 @@ pub struct GroupList {}
 #[serde(deny_unknown_fields)]
 pub struct GroupShow {
     pub group: String,
+}
+
+/// Changes properties of a group; those left out stay. Its snapshots keep their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupSet {
+    pub group: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
 }
 
 /// Deletes a group with its snapshots.
@@ -55,6 +73,9 @@ pub struct GroupRollback {
     /// Disconnect clients.
     #[serde(default)]
     pub force: bool,
+    /// Make a group of this name of the same disks first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_first: Option<String>,
 }
 
 /// The reply to `group.list`.
@@ -70,6 +91,8 @@ pub struct Group {
     pub name: String,
     pub description: String,
     pub created_at: Time,
+    /// Bytes of the disks, those whose snapshots are still there.
+    pub total_size: u64,
     pub members: Vec<GroupMember>,
     pub tags: Tags,
 }
@@ -97,5 +120,7 @@ pub struct GroupDeleted {
 /// The reply to `group.rollback`: one entry for each disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupRolledBack {
+    /// The group that was made before, if asked for.
+    pub first: Option<Group>,
     pub disks: Vec<RolledBack>,
 }

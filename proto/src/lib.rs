@@ -12,6 +12,7 @@ mod error;
 mod event;
 mod frame;
 mod group;
+mod instance;
 mod job;
 mod method;
 mod pool;
@@ -33,7 +34,11 @@ pub use frame::{
 };
 pub use group::{
     Group, GroupCreate, GroupDelete, GroupDeleted, GroupList, GroupMember, GroupRollback,
-    GroupRolledBack, GroupShow, Groups,
+    GroupRolledBack, GroupSet, GroupShow, Groups,
+};
+pub use instance::{
+    Instance, InstanceAdd, InstanceDisk, InstanceList, InstanceRemove, InstanceRemoved,
+    InstanceSet, InstanceShow, Instances, LOCAL_INSTANCE,
 };
 pub use job::{Job, JobCancel, JobList, JobShow, JobState, Jobs, ScrubStart};
 pub use method::{Access, Call, Method};

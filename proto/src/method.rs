@@ -12,10 +12,11 @@ use crate::{
     Chain, ChainList, ChainShow, Chains, DiffPage, Disk, DiskCreate, DiskDelete, DiskList,
     DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow, DiskUndo, Disks, Done,
     EventsFrom, EventsList, EventsPage, EventsSubscribe, Group, GroupCreate, GroupDelete,
-    GroupDeleted, GroupList, GroupRollback, GroupRolledBack, GroupShow, Groups, Job, JobCancel,
-    JobList, JobShow, Jobs, PoolResize, PoolShow, PoolStatus, RolledBack, ScrubStart, Snapshot,
-    SnapshotCreate, SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotList, SnapshotSet,
-    SnapshotShow, Snapshots, Tagged, TagsRemove, TagsSet,
+    GroupDeleted, GroupList, GroupRollback, GroupRolledBack, GroupSet, GroupShow, Groups, Instance,
+    InstanceAdd, InstanceList, InstanceRemove, InstanceRemoved, InstanceSet, InstanceShow,
+    Instances, Job, JobCancel, JobList, JobShow, Jobs, PoolResize, PoolShow, PoolStatus,
+    RolledBack, ScrubStart, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotDeleted,
+    SnapshotDiff, SnapshotList, SnapshotSet, SnapshotShow, Snapshots, Tagged, TagsRemove, TagsSet,
 };
 
 /// Who may call a method.
@@ -112,8 +113,14 @@ methods! {
     GroupCreate = "group.create", Admin => Group;
     GroupList = "group.list", Read => Groups;
     GroupShow = "group.show", Read => Group;
+    GroupSet = "group.set", Admin => Group;
     GroupDelete = "group.delete", Admin => GroupDeleted;
     GroupRollback = "group.rollback", Admin => GroupRolledBack;
+    InstanceAdd = "instance.add", Admin => Instance;
+    InstanceList = "instance.list", Read => Instances;
+    InstanceShow = "instance.show", Read => Instance;
+    InstanceSet = "instance.set", Admin => Instance;
+    InstanceRemove = "instance.remove", Admin => InstanceRemoved;
     ChainList = "chain.list", Read => Chains;
     ChainShow = "chain.show", Read => Chain;
     TagsSet = "tag.set", Admin => Tagged;

@@ -1,7 +1,7 @@
-//! Tags on the wire: `key = value` pairs on disks and snapshots.
+//! Tags on the wire: `key = value` pairs on disks, snapshots, groups and instances.
 //!
-//! Invariants: an `object` parameter is a disk or a snapshot; text with `@` is a snapshot,
-//! otherwise a disk of that name wins over a snapshot of that name.
+//! Invariants: an `object` parameter is an id, or a name: text with `@` is a snapshot, otherwise a disk
+//! of that name comes first, then a group, an instance, and a snapshot whose name no other has.
 //! Absent: tags of anything else.
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,8 @@ pub struct TagsRemove {
 pub enum TaggedKind {
     Disk,
     Snapshot,
+    Group,
+    Instance,
 }
 
 /// The object and the tags it has now.

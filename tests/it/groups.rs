@@ -206,8 +206,9 @@ fn a_member_that_is_gone_is_named_and_the_others_go_back() {
     daemon.ctl(&["group", "rollback", "evening", "data", "--yes"]);
     is(&daemon, "data", 1);
     wait_alone(&daemon, &["data"]);
+    let data = shown["members"][0]["disk_id"].as_str().expect("an id").to_owned();
     daemon.ctl(&["disk", "delete", "data", "--yes"]);
-    let error = daemon.json_error(7, &["group", "rollback", "evening", "--yes"]);
+    let error = daemon.json_error(7, &["group", "rollback", "evening", &data, "--yes"]);
     assert!(error["message"].as_str().is_some_and(|text| text.contains("disk was deleted")));
 }
 
@@ -274,6 +275,60 @@ fn a_group_that_was_cut_off_is_whole() {
     wait_alone(&daemon, &["data", "log"]);
     daemon.ctl(&["group", "rollback", "evening", "--yes"]);
     is(&daemon, "log", 1);
+}
+
+/// EXIT-05: nothing is left that could go back; with a name it is that member's fault.
+#[test]
+fn a_group_with_nothing_left_to_return_to_is_in_the_wrong_state() {
+    let daemon = daemon(&["data", "log"]);
+    daemon.ctl(&["group", "create", "data", "log", "--name", "evening"]);
+    daemon.ctl(&["group", "set", "evening", "--name", "kept", "--description", "before the move"]);
+    daemon.ctl(&["snapshot", "delete", "data@evening", "--yes"]);
+    wait_alone(&daemon, &["log"]);
+    daemon.ctl(&["disk", "delete", "log", "--yes"]);
+    let error = daemon.json_error(5, &["group", "rollback", "kept", "--yes"]);
+    assert_eq!(
+        (&error["kind"], &error["hint"]),
+        (&json!("group_state"), &json!("delete it: `rowctl group delete kept`"))
+    );
+    daemon.json_error(7, &["group", "rollback", "kept", "data", "--yes"]);
+    assert_eq!(daemon.json(&["group", "show", "kept"])["description"], "before the move");
+    daemon.json_error(20, &["group", "show", "evening"]);
+    daemon.ctl(&["group", "delete", "kept", "--yes"]);
+}
+
+/// EXIT-04: the device fails while a group is made. It is told so, and afterwards the group is there whole
+/// or not at all.
+#[test]
+fn a_group_that_the_device_cannot_keep_has_failed() {
+    let mut daemon = daemon(&["data", "log"]);
+    let home = tempfile::tempdir().unwrap();
+    let said = home.path().join("strace");
+    let mut tracer = tool::command("strace");
+    let inject = "inject=fdatasync:error=EIO";
+    tracer.args(["-f", "-e", "trace=fdatasync", "-e", inject, "-o", "/dev/null", "-p"]);
+    tracer.arg(daemon.pid().to_string()).stderr(std::fs::File::create(&said).unwrap());
+    let mut tracer = tracer.spawn().expect("start strace");
+    rowd_tests::wait::until("strace holds the daemon", || {
+        std::fs::read_to_string(&said).is_ok_and(|text| text.contains("attached")).then_some(())
+    });
+    let error = daemon.json_error(4, &["group", "create", "data", "log", "--name", "evening"]);
+    assert_eq!(error["kind"], "group_failed");
+    let message = error["message"].as_str().expect("a message");
+    assert!(message.starts_with("the group could not be made: "), "{message}");
+    let again = daemon.json_error(4, &["group", "create", "data", "log", "--name", "night"]);
+    assert!(again["message"].as_str().is_some_and(|text| text.contains("stopped")), "{again}");
+    daemon.kill();
+    tracer.wait().expect("strace ends with the daemon");
+    daemon.start();
+    let groups = daemon.json(&["group", "list"]);
+    for group in groups.as_array().expect("a list") {
+        assert_eq!(group["name"], "evening");
+        assert!(members(group).iter().all(|member| member["snapshot"].is_object()), "{group}");
+    }
+    daemon.ctl(&["group", "create", "data", "log", "--name", "night"]);
+    is(&daemon, "data@night", 1);
+    is(&daemon, "log@night", 1);
 }
 
 /// Connections that were dropped take a moment to be noticed.

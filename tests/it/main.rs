@@ -16,6 +16,7 @@ mod daemon;
 mod faults;
 mod filesystems;
 mod groups;
+mod instances;
 mod large;
 mod model;
 mod protocol;

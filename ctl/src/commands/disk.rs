@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use rowd_proto::{
     Disk, DiskCreate, DiskDelete, DiskList, DiskReinit, DiskRename, DiskResize, DiskRollback,
-    DiskSet, DiskShow, DiskUndo, RolledBack,
+    DiskSet, DiskShow, DiskUndo, LOCAL_INSTANCE, RolledBack,
 };
 
 use crate::client::Client;
@@ -66,7 +66,9 @@ A smaller size cuts off data, and asks first.")]
 The first contents are those of the snapshot the disk was made from, or nothing.")]
     Reinit(Reinit),
     /// Change properties of a disk
-    #[command(after_help = "Example:\n  rowctl disk set data1 --read-only on")]
+    #[command(after_help = "Examples:
+  rowctl disk set data1 --read-only on
+  rowctl disk set data1 --instance web1")]
     Set(Set),
     /// Return a disk to a snapshot; the state before is kept for a while
     #[command(after_help = "Examples:
@@ -108,6 +110,9 @@ pub struct Create {
     /// May be given several times
     #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
     tags: Vec<Tag>,
+    /// The instance whose disk it is; left out: local, this host
+    #[arg(long)]
+    instance: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -161,6 +166,9 @@ struct Change {
     /// Refuse writes
     #[arg(long, value_name = "ON|OFF")]
     read_only: Option<Switch>,
+    /// The instance whose disk it is; local is this host
+    #[arg(long)]
+    instance: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -236,9 +244,10 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
         }
         Verb::Resize(args) => resize(args, context)?,
         Verb::Reinit(args) => reinit(args, context)?,
-        Verb::Set(Set { disk, change: Change { description, read_only } }) => {
+        Verb::Set(Set { disk, change: Change { description, read_only, instance } }) => {
             let read_only = read_only.map(|switch| switch == Switch::On);
-            print(&context.client()?.call(&DiskSet { disk, description, read_only })?, context)?;
+            let request = DiskSet { disk, description, read_only, instance };
+            print(&context.client()?.call(&request)?, context)?;
         }
         Verb::Rollback(args) => rollback(args, context)?,
         Verb::Export(args) => copy::export(&args, context)?,
@@ -248,9 +257,9 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
 }
 
 fn create(args: Create, context: &Context) -> Result<()> {
-    let Create { name, size, from, description, tags } = args;
-    let size = size.map(|size| size.0);
-    let request = DiskCreate { name, size, from, description, tags: collect_tags(tags) };
+    let Create { name, size, from, description, tags, instance } = args;
+    let (size, tags) = (size.map(|size| size.0), collect_tags(tags));
+    let request = DiskCreate { name, size, from, description, tags, instance };
     print(&context.client()?.call(&request)?, context)
 }
 
@@ -364,9 +373,15 @@ fn fields(disk: &Disk, output: &Output) -> String {
         }),
     );
     fields.add_some("snapshots", Some(render::count(disk.snapshot_count)));
+    fields.add_some("instance", other_instance(disk));
     fields.add_some("tags", Some(render::tags(&disk.tags)));
     fields.add_some("clients", Some(clients(&disk.clients)));
     fields.render(output)
+}
+
+/// The instance of a disk; this host goes without saying.
+fn other_instance(disk: &Disk) -> Option<String> {
+    (disk.instance_name != LOCAL_INSTANCE).then(|| disk.instance_name.clone())
 }
 
 fn table(disks: &[Disk], output: &Output) -> String {
@@ -377,6 +392,7 @@ fn table(disks: &[Disk], output: &Output) -> String {
         Heading::Right("DATA"),
         Heading::Right("SNAPSHOTS"),
         Heading::Right("CLIENTS"),
+        Heading::Left("INSTANCE"),
         Heading::Left("CREATED"),
         Heading::Left("NOTE"),
     ]);
@@ -388,6 +404,7 @@ fn table(disks: &[Disk], output: &Output) -> String {
             render::bytes(disk.mapped_bytes),
             render::count(disk.snapshot_count),
             render::count(u64::try_from(disk.clients.len()).unwrap_or(u64::MAX)),
+            other_instance(disk).unwrap_or_default().into(),
             output.time(disk.created_at).into(),
             if disk.read_only { "read-only".into() } else { "".into() },
         ]);

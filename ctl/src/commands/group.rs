@@ -6,13 +6,15 @@
 
 use clap::{Args, Subcommand};
 use rowd_proto::{
-    Group, GroupCreate, GroupDelete, GroupList, GroupMember, GroupRollback, GroupShow,
+    Group, GroupCreate, GroupDelete, GroupList, GroupMember, GroupRollback, GroupRolledBack,
+    GroupSet, GroupShow,
 };
 
 use crate::client::Client;
 use crate::confirm::confirm;
 use crate::error::{Outcome, Result};
 use crate::render::{self, Columns, Fields, Heading, Output, Text};
+use rowd_proto::size;
 
 use super::disk::rolled_back_text;
 use super::{Context, Tag, collect_tags, parse_tag};
@@ -22,7 +24,11 @@ pub enum Verb {
     /// Make snapshots of several disks at one instant
     #[command(after_help = "Examples:
   rowctl group create data1 log1
-  rowctl group create data1 log1 --name before-upgrade")]
+  rowctl group create data1 log1 --name before-upgrade
+  rowctl group create --instance web1 --exclude scratch1
+
+A group is what others call an instance snapshot. It is kept until somebody deletes it. Its
+first snapshot of a disk holds all of it, later ones what changed.")]
     Create(Create),
     /// List groups, oldest first
     #[command(visible_alias = "ls", after_help = "Example:\n  rowctl group list")]
@@ -33,6 +39,9 @@ pub enum Verb {
         /// Id or name
         group: String,
     },
+    /// Change name or description of a group
+    #[command(after_help = "Example:\n  rowctl group set before-upgrade --name kept")]
+    Set(Set),
     /// Delete a group with its snapshots
     #[command(
         visible_alias = "rm",
@@ -43,15 +52,26 @@ pub enum Verb {
     #[command(after_help = "Examples:
   rowctl group rollback before-upgrade
   rowctl group rollback before-upgrade log1 --yes
-  rowctl group create data1 log1 && rowctl group rollback before-upgrade --yes")]
+  rowctl group rollback before-upgrade --group-first before-return
+
+What was written since the group was made is gone from the disks afterwards. Each keeps the
+state before as a snapshot for a while (rowctl disk rollback --undo); --group-first keeps it
+for all of them, as a group, until you delete it. Nothing is stopped or started: unmount, or
+stop the machine, first; with --force connected clients are disconnected.")]
     Rollback(Rollback),
 }
 
 #[derive(Args, Debug)]
 pub struct Create {
     /// Names or ids; at most 16, of 32 TiB together
-    #[arg(required = true, value_name = "DISK")]
+    #[arg(required_unless_present = "instances", value_name = "DISK")]
     disks: Vec<String>,
+    /// All disks of an instance; may be given several times
+    #[arg(long = "instance", value_name = "INSTANCE")]
+    instances: Vec<String>,
+    /// But not this disk of it; may be given several times
+    #[arg(long, value_name = "DISK", requires = "instances")]
+    exclude: Vec<String>,
     /// Also the name of each snapshot; left out: a name made from the time
     #[arg(long)]
     name: Option<String>,
@@ -60,6 +80,24 @@ pub struct Create {
     /// May be given several times
     #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
     tags: Vec<Tag>,
+}
+
+#[derive(Args, Debug)]
+pub struct Set {
+    /// Id or name
+    group: String,
+    #[command(flatten)]
+    change: Change,
+}
+
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true)]
+struct Change {
+    /// Its snapshots keep their names
+    #[arg(long)]
+    name: Option<String>,
+    #[arg(long)]
+    description: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -87,24 +125,34 @@ pub struct Rollback {
     /// Disconnect clients of the disks
     #[arg(long)]
     force: bool,
+    /// Make a group of this name of the same disks first
+    #[arg(long, value_name = "NAME")]
+    group_first: Option<String>,
 }
 
 pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     let mut client = context.client()?;
     match verb {
-        Verb::Create(Create { disks, name, description, tags }) => {
-            let tags = collect_tags(tags);
-            print(&client.call(&GroupCreate { disks, name, description, tags })?, context)?;
-        }
+        Verb::Create(args) => create(args, &mut client, context)?,
         Verb::List => {
             let groups = client.call(&GroupList {})?.groups;
             context.output.list(&groups, |one| one.id.clone(), |output| table(&groups, output))?;
         }
         Verb::Show { group } => print(&show(&mut client, &group)?, context)?,
+        Verb::Set(Set { group, change: Change { name, description } }) => {
+            print(&client.call(&GroupSet { group, name, description })?, context)?;
+        }
         Verb::Delete(args) => delete(&args, &mut client, context)?,
         Verb::Rollback(args) => rollback(args, &mut client, context)?,
     }
     Ok(Outcome::Done)
+}
+
+fn create(args: Create, client: &mut Client, context: &Context) -> Result<()> {
+    let Create { disks, instances, exclude, name, description, tags } = args;
+    let tags = collect_tags(tags);
+    let request = GroupCreate { disks, instances, exclude, name, description, tags };
+    print(&client.call(&request)?, context)
 }
 
 fn delete(args: &Delete, client: &mut Client, context: &Context) -> Result<()> {
@@ -118,16 +166,21 @@ fn delete(args: &Delete, client: &mut Client, context: &Context) -> Result<()> {
 }
 
 fn rollback(args: Rollback, client: &mut Client, context: &Context) -> Result<()> {
-    let Rollback { group, disks, yes, force } = args;
+    let Rollback { group, disks, yes, force, group_first } = args;
     let group = show(client, &group)?;
     let named = if disks.is_empty() { names(&group) } else { disks.join(", ") };
     confirm(yes, &format!("return {named} to group {}", group.name))?;
-    let done = client.call(&GroupRollback { group: group.id, disks, force })?.disks;
+    let request = GroupRollback { group: group.id, disks, force, group_first };
+    let GroupRolledBack { first, disks: done } = client.call(&request)?;
     context.output.list(
         &done,
         |one| one.disk.id.clone(),
         |_| done.iter().map(rolled_back_text).collect::<Vec<_>>().join("\n"),
-    )
+    )?;
+    if let Some(first) = first {
+        context.output.remark(&format!("the state before is kept as group {}", first.name));
+    }
+    Ok(())
 }
 
 /// Asks the daemon about a group.
@@ -145,6 +198,10 @@ fn snapshots(count: u64) -> String {
 
 fn disk(member: &GroupMember) -> String {
     member.disk_name.clone().unwrap_or_else(|| format!("{} (deleted since)", member.disk_id))
+}
+
+fn count_and_size(group: &Group) -> String {
+    format!("{}, {}", group.members.len(), size::human(group.total_size))
 }
 
 fn names(group: &Group) -> String {
@@ -180,6 +237,7 @@ fn full(group: &Group, output: &Output) -> String {
     fields.add("id", group.id.clone());
     fields.add_some("description", Some(group.description.clone()));
     fields.add("created", output.full_time(group.created_at));
+    fields.add("disks", count_and_size(group));
     fields.add_some("tags", Some(render::tags(&group.tags)));
     let mut columns = Columns::new(&[
         Heading::Left("DISK"),

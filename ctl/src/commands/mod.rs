@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod events;
 pub mod generate;
 pub mod group;
+pub mod instance;
 pub mod job;
 pub mod pool;
 pub mod scrub;
@@ -45,6 +46,7 @@ pub fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Disk(verb) => disk::run(verb, context),
         Command::Snapshot(verb) => snapshot::run(verb, context),
         Command::Group(verb) => group::run(verb, context),
+        Command::Instance(verb) => instance::run(verb, context),
         Command::Chain(verb) => chain::run(verb, context),
         Command::Tag(verb) => tag::run(verb, context),
         Command::Pool(verb) => pool::run(verb, context),

@@ -1,4 +1,4 @@
-//! `rowctl tag`: tags of disks and snapshots.
+//! `rowctl tag`: tags of disks, snapshots, groups and instances.
 //!
 //! Invariants: the result shows all tags the object has afterwards.
 //! Absent: tags of anything else.
@@ -16,7 +16,9 @@ pub enum Verb {
     /// Add tags, or change their values
     #[command(after_help = "Examples:
   rowctl tag set data1 env=test owner=ops
-  rowctl tag set data1@before-upgrade keep=yes")]
+  rowctl tag set data1@before-upgrade keep=yes
+
+A name means a disk first, then a group, an instance, and a snapshot that no other is called.")]
     Set(Set),
     /// Remove tags
     #[command(visible_alias = "rm", after_help = "Example:\n  rowctl tag remove data1 owner")]
@@ -25,7 +27,7 @@ pub enum Verb {
 
 #[derive(Args, Debug)]
 pub struct Set {
-    /// A disk or a snapshot
+    /// A disk, a snapshot, a group or an instance
     object: String,
     #[arg(required = true, value_name = "K=V", value_parser = parse_tag)]
     tags: Vec<Tag>,
@@ -33,7 +35,7 @@ pub struct Set {
 
 #[derive(Args, Debug)]
 pub struct Remove {
-    /// A disk or a snapshot
+    /// A disk, a snapshot, a group or an instance
     object: String,
     /// Keys; a value after = does not matter
     #[arg(required = true, value_name = "K[=V]")]
@@ -63,6 +65,8 @@ fn text(tagged: &Tagged) -> String {
     let noun = match tagged.object {
         TaggedKind::Disk => "disk",
         TaggedKind::Snapshot => "snapshot",
+        TaggedKind::Group => "group",
+        TaggedKind::Instance => "instance",
     };
     let tags = render::tags(&tagged.tags);
     let tags = if tags.is_empty() { "no tags" } else { &tags };

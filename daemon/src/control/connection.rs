@@ -43,7 +43,8 @@ const READ_BYTES: usize = 8 << 10;
 /// connection.
 const EVENT_WAIT: Duration = Duration::from_secs(1);
 /// The nouns this daemon has methods for, as the greeting tells them.
-const FEATURES: [&str; 8] = ["disk", "snapshot", "chain", "tag", "pool", "events", "job", "scrub"];
+const FEATURES: &[&str] =
+    &["disk", "snapshot", "group", "instance", "chain", "tag", "pool", "events", "job", "scrub"];
 
 /// The connection is of no further use: the client is gone or does not read.
 struct Gone;
@@ -233,7 +234,7 @@ fn greeting(role: Role) -> Greeting {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL,
             role: role.to_owned(),
-            features: FEATURES.map(str::to_owned).to_vec(),
+            features: FEATURES.iter().map(|name| (*name).to_owned()).collect(),
         },
     }
 }

@@ -63,6 +63,8 @@ pub(super) fn disk(info: DiskInfo) -> proto::Disk {
         exclusive_bytes: info.exclusive_bytes,
         mapped_bytes: info.mapped_bytes,
         snapshot_count: info.snapshot_count,
+        instance_id: info.instance.0.to_string(),
+        instance_name: info.instance.1,
         tags: info.tags,
         clients: info.clients.into_iter().map(client).collect(),
     }

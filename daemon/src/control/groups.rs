@@ -11,7 +11,9 @@ use rowd_proto::Time;
 use super::convert::{rolled_back, snapshot};
 use super::resolve;
 use crate::engine::Engine;
-use crate::engine::api::{Actor, GroupInfo, GroupSpec, MemberInfo, MemberRollback};
+use crate::engine::api::{
+    Actor, GroupChange, GroupInfo, GroupReturn, GroupSpec, MemberInfo, MemberRollback,
+};
 use crate::error::Result;
 use crate::units::DiskId;
 
@@ -20,9 +22,24 @@ pub(super) fn create(
     by: Actor,
     ask: proto::GroupCreate,
 ) -> Result<proto::Group> {
-    let proto::GroupCreate { disks, name, description, tags } = ask;
-    let disks = disks_of(engine, &disks)?;
-    engine.group_create(by, GroupSpec { disks, name, description, tags }).map(group)
+    engine.group_create(by, spec(engine, ask)?).map(group)
+}
+
+/// What is asked for, with names turned into ids.
+fn spec(engine: &Engine, ask: proto::GroupCreate) -> Result<GroupSpec> {
+    let proto::GroupCreate { disks, instances, mut exclude, name, description, tags } = ask;
+    exclude.retain(|name| !name.is_empty());
+    Ok(GroupSpec {
+        disks: disks_of(engine, &disks)?,
+        instances: instances
+            .iter()
+            .map(|name| resolve::instance(engine, name))
+            .collect::<Result<_>>()?,
+        exclude: disks_of(engine, &exclude)?,
+        name,
+        description,
+        tags,
+    })
 }
 
 pub(super) fn list(engine: &Arc<Engine>, _: Actor, _: proto::GroupList) -> Result<proto::Groups> {
@@ -30,7 +47,13 @@ pub(super) fn list(engine: &Arc<Engine>, _: Actor, _: proto::GroupList) -> Resul
 }
 
 pub(super) fn show(engine: &Arc<Engine>, _: Actor, ask: proto::GroupShow) -> Result<proto::Group> {
-    engine.group(&engine.find_group(&ask.group)?).map(group)
+    engine.group(&resolve::group(engine, &ask.group)?).map(group)
+}
+
+pub(super) fn set(engine: &Arc<Engine>, by: Actor, ask: proto::GroupSet) -> Result<proto::Group> {
+    let id = resolve::group(engine, &ask.group)?;
+    let change = GroupChange { name: ask.name, description: ask.description };
+    engine.group_change(by, &id, change).map(group)
 }
 
 pub(super) fn delete(
@@ -38,7 +61,7 @@ pub(super) fn delete(
     by: Actor,
     ask: proto::GroupDelete,
 ) -> Result<proto::GroupDeleted> {
-    let id = engine.find_group(&ask.group)?;
+    let id = resolve::group(engine, &ask.group)?;
     let name = engine.group(&id)?.name;
     let snapshots = engine.group_delete(by, &id, ask.force)?;
     Ok(proto::GroupDeleted { id: id.to_string(), name, snapshots })
@@ -49,11 +72,13 @@ pub(super) fn rollback(
     by: Actor,
     ask: proto::GroupRollback,
 ) -> Result<proto::GroupRolledBack> {
-    let id = engine.find_group(&ask.group)?;
+    let id = resolve::group(engine, &ask.group)?;
     let disks = members_of(engine, &engine.group(&id)?, &ask.disks)?;
-    let done = engine.group_rollback(by, &id, &disks, ask.force)?;
+    let how = GroupReturn { disks, force: ask.force, group_first: ask.group_first };
+    let done = engine.group_rollback(by, &id, how)?;
     let told = |MemberRollback { disk, done }| rolled_back(engine, &disk, done);
-    Ok(proto::GroupRolledBack { disks: done.into_iter().map(told).collect::<Result<_>>()? })
+    let disks = done.disks.into_iter().map(told).collect::<Result<_>>()?;
+    Ok(proto::GroupRolledBack { first: done.first.map(group), disks })
 }
 
 fn disks_of(engine: &Engine, names: &[String]) -> Result<Vec<DiskId>> {
@@ -74,7 +99,9 @@ fn group(info: GroupInfo) -> proto::Group {
         let (disk_id, snapshot_id) = (DiskId::to_string(&disk_id), snapshot_id.to_string());
         proto::GroupMember { disk_id, disk_name, snapshot_id, snapshot: found.map(snapshot) }
     };
+    let sizes = info.members.iter().filter_map(|member| Some(member.snapshot.as_ref()?.size));
     proto::Group {
+        total_size: sizes.sum(),
         id: info.id.to_string(),
         name: info.name,
         description: info.description,

@@ -14,7 +14,8 @@ use serde_json::{Map, Value};
 
 use crate::engine::Engine;
 use crate::engine::api::{
-    Actor, DiskChange, DiskInfo, DiskSpec, SnapshotChange, SnapshotInfo, SnapshotSpec,
+    Actor, DiskChange, DiskInfo, DiskSpec, GroupInfo, InstanceInfo, SnapshotChange, SnapshotInfo,
+    SnapshotSpec,
 };
 use crate::error::{Error, Result};
 
@@ -22,6 +23,7 @@ use super::convert::{
     chain, diff_range, disk, error_body, event, job, pool_status, rolled_back, snapshot,
 };
 use super::groups;
+use super::instances;
 use super::resolve::{self, Object};
 
 /// Ranges in a page of a diff unless the client asks for more.
@@ -89,8 +91,14 @@ pub(super) fn call(
         Method::GroupCreate => ask.reply(groups::create),
         Method::GroupList => ask.reply(groups::list),
         Method::GroupShow => ask.reply(groups::show),
+        Method::GroupSet => ask.reply(groups::set),
         Method::GroupDelete => ask.reply(groups::delete),
         Method::GroupRollback => ask.reply(groups::rollback),
+        Method::InstanceAdd => ask.reply(instances::add),
+        Method::InstanceList => ask.reply(instances::list),
+        Method::InstanceShow => ask.reply(instances::show),
+        Method::InstanceSet => ask.reply(instances::set),
+        Method::InstanceRemove => ask.reply(instances::remove),
         Method::ChainList => ask.reply(chain_list),
         Method::ChainShow => ask.reply(chain_show),
         Method::TagsSet => ask.reply(tags_set),
@@ -142,8 +150,9 @@ fn encode<T: serde::Serialize>(reply: &T) -> Result<Value, Failure> {
 
 fn disk_create(engine: &Arc<Engine>, by: Actor, ask: proto::DiskCreate) -> Result<proto::Disk> {
     let from = ask.from.map(|name| resolve::snapshot(engine, &name)).transpose()?;
+    let instance = ask.instance.map(|name| resolve::instance(engine, &name)).transpose()?;
     let proto::DiskCreate { name, size, description, tags, .. } = ask;
-    engine.disk_create(by, DiskSpec { name, size, from, description, tags }).map(disk)
+    engine.disk_create(by, DiskSpec { name, size, from, description, tags, instance }).map(disk)
 }
 
 fn disk_list(engine: &Arc<Engine>, _: Actor, _: proto::DiskList) -> Result<proto::Disks> {
@@ -179,7 +188,8 @@ fn disk_reinit(
 
 fn disk_set(engine: &Arc<Engine>, by: Actor, ask: proto::DiskSet) -> Result<proto::Disk> {
     let id = resolve::disk(engine, &ask.disk)?;
-    let change = DiskChange { description: ask.description, read_only: ask.read_only };
+    let instance = ask.instance.map(|name| resolve::instance(engine, &name)).transpose()?;
+    let change = DiskChange { description: ask.description, read_only: ask.read_only, instance };
     engine.disk_change(by, &id, change).map(disk)
 }
 
@@ -294,21 +304,26 @@ fn change_tags(
     set: &proto::Tags,
     remove: &[String],
 ) -> Result<proto::Tagged> {
-    match resolve::object(engine, object)? {
+    use proto::TaggedKind as Kind;
+    let (object, id, name, tags) = match resolve::object(engine, object)? {
         Object::Disk(id) => {
             let DiskInfo { id, name, tags, .. } = engine.tag_disk(by, &id, set, remove)?;
-            Ok(proto::Tagged { object: proto::TaggedKind::Disk, id: id.to_string(), name, tags })
+            (Kind::Disk, id.to_string(), name, tags)
         }
         Object::Snapshot(id) => {
             let SnapshotInfo { id, name, tags, .. } = engine.tag_snapshot(by, &id, set, remove)?;
-            Ok(proto::Tagged {
-                object: proto::TaggedKind::Snapshot,
-                id: id.to_string(),
-                name,
-                tags,
-            })
+            (Kind::Snapshot, id.to_string(), name, tags)
         }
-    }
+        Object::Group(id) => {
+            let GroupInfo { id, name, tags, .. } = engine.tag_group(by, &id, set, remove)?;
+            (Kind::Group, id.to_string(), name, tags)
+        }
+        Object::Instance(id) => {
+            let InstanceInfo { id, name, tags, .. } = engine.tag_instance(by, &id, set, remove)?;
+            (Kind::Instance, id.to_string(), name, tags)
+        }
+    };
+    Ok(proto::Tagged { object, id, name, tags })
 }
 
 fn pool_show(engine: &Arc<Engine>, _: Actor, _: proto::PoolShow) -> Result<proto::PoolStatus> {

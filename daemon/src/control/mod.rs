@@ -10,6 +10,7 @@ mod connection;
 mod convert;
 mod groups;
 mod handlers;
+mod instances;
 mod peer;
 mod resolve;
 #[cfg(test)]

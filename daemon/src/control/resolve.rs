@@ -7,15 +7,17 @@
 use crate::engine::Engine;
 use crate::engine::api::SnapshotInfo;
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{DiskId, SnapshotId};
+use crate::units::{DiskId, GroupId, InstanceId, SnapshotId};
 
 /// Candidates named in the message about an ambiguous name: enough to see the pattern.
 const CANDIDATES_SHOWN: usize = 4;
 
-/// A disk or a snapshot.
+/// Something that has tags.
 pub(super) enum Object {
     Disk(DiskId),
     Snapshot(SnapshotId),
+    Group(GroupId),
+    Instance(InstanceId),
 }
 
 /// The disk of that id, id prefix or name.
@@ -73,7 +75,22 @@ pub(super) fn snapshot_of(engine: &Engine, disk: &DiskId, name: &str) -> Result<
     snapshot(engine, name)
 }
 
-/// A disk or a snapshot: `disk@snapshot` is a snapshot; otherwise a disk of that name comes first.
+/// The group of that id, id prefix or name.
+pub(super) fn group(engine: &Engine, name: &str) -> Result<GroupId> {
+    engine.find_group(name).map_err(|error| {
+        advise(error, || closest(name, engine.groups().into_iter().map(|group| group.name)))
+    })
+}
+
+/// The instance of that id, id prefix or name.
+pub(super) fn instance(engine: &Engine, name: &str) -> Result<InstanceId> {
+    engine.find_instance(name).map_err(|error| {
+        advise(error, || closest(name, engine.instances().into_iter().map(|one| one.name)))
+    })
+}
+
+/// What a name means among all that has tags: `disk@snapshot` is a snapshot; otherwise a disk of that
+/// name comes first, then a group, an instance, and a snapshot whose name no other has.
 pub(super) fn object(engine: &Engine, name: &str) -> Result<Object> {
     let looks_like_one = name.contains('@') || name.starts_with(SnapshotId::PREFIX);
     if looks_like_one && let Ok(found) = snapshot(engine, name) {
@@ -83,6 +100,13 @@ pub(super) fn object(engine: &Engine, name: &str) -> Result<Object> {
         Ok(found) => return Ok(Object::Disk(found)),
         Err(error) => error,
     };
+    // The snapshots of a group have its name, so the group has to come before them.
+    if let Ok(found) = engine.find_group(name) {
+        return Ok(Object::Group(found));
+    }
+    if let Ok(found) = engine.find_instance(name) {
+        return Ok(Object::Instance(found));
+    }
     match snapshot(engine, name) {
         Ok(found) => Ok(Object::Snapshot(found)),
         Err(other) if name.contains('@') || other.kind() != ErrorKind::NotFound => Err(other),

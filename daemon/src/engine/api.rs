@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::units::{DiskId, GroupId, JobId, SnapshotId};
+use crate::units::{DiskId, GroupId, InstanceId, JobId, SnapshotId};
 
 /// Tags of an object: `key = value`, each key once.
 pub type Tags = BTreeMap<String, String>;
@@ -24,7 +24,7 @@ impl Actor {
 }
 
 /// How to make a disk.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct DiskSpec {
     pub name: String,
     /// Bytes, a multiple of 4096. `None` takes the size of the snapshot it is made from.
@@ -33,6 +33,8 @@ pub struct DiskSpec {
     pub from: Option<SnapshotId>,
     pub description: String,
     pub tags: Tags,
+    /// Whose disk it is; `None` is this host.
+    pub instance: Option<InstanceId>,
 }
 
 /// Changes to a disk; `None` leaves a property as it is.
@@ -41,6 +43,41 @@ pub struct DiskChange {
     pub description: Option<String>,
     /// Refuse writes on the disk's export.
     pub read_only: Option<bool>,
+    pub instance: Option<InstanceId>,
+}
+
+/// An instance to add.
+#[derive(Clone, Debug, Default)]
+pub struct InstanceSpec {
+    pub name: String,
+    pub description: String,
+    /// The socket of its guest agent.
+    pub agent: Option<String>,
+    pub tags: Tags,
+}
+
+/// Changes to an instance; `None` leaves a property as it is.
+#[derive(Clone, Debug, Default)]
+pub struct InstanceChange {
+    pub name: Option<String>,
+    pub description: Option<String>,
+    /// `Some(None)`: it has no guest agent any more.
+    pub agent: Option<Option<String>>,
+}
+
+/// A user of disks: this host, or a virtual machine.
+#[derive(Clone, Debug)]
+pub struct InstanceInfo {
+    pub id: InstanceId,
+    pub name: String,
+    pub description: String,
+    /// `None` for this host, which is there from the start.
+    pub created_at: Option<u64>,
+    /// The socket of its guest agent.
+    pub agent: Option<String>,
+    /// By name.
+    pub disks: Vec<(DiskId, String)>,
+    pub tags: Tags,
 }
 
 /// How to make a snapshot.
@@ -61,14 +98,25 @@ pub struct SnapshotChange {
 }
 
 /// How to make a group of snapshots.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct GroupSpec {
     /// At most [`super::groups::DISKS_MAX`], each once.
     pub disks: Vec<DiskId>,
+    /// All disks of these instances too.
+    pub instances: Vec<InstanceId>,
+    /// Disks of these instances that are left out.
+    pub exclude: Vec<DiskId>,
     /// Also the name of each member snapshot. `None` makes one from the time.
     pub name: Option<String>,
     pub description: String,
     pub tags: Tags,
+}
+
+/// Changes to a group; `None` leaves a property as it is.
+#[derive(Clone, Debug, Default)]
+pub struct GroupChange {
+    pub name: Option<String>,
+    pub description: Option<String>,
 }
 
 /// Snapshots of several disks at one instant.
@@ -90,6 +138,25 @@ pub struct MemberInfo {
     pub snapshot_id: SnapshotId,
     /// `None` when the snapshot has been deleted since.
     pub snapshot: Option<SnapshotInfo>,
+}
+
+/// Which disks of a group go back, and how.
+#[derive(Clone, Debug, Default)]
+pub struct GroupReturn {
+    /// Only these; none named: all.
+    pub disks: Vec<DiskId>,
+    /// Disconnect clients.
+    pub force: bool,
+    /// Makes a group of this name of the same disks first.
+    pub group_first: Option<String>,
+}
+
+/// What `group rollback` did.
+#[derive(Clone, Debug)]
+pub struct GroupReturned {
+    /// The group that was made before.
+    pub first: Option<GroupInfo>,
+    pub disks: Vec<MemberRollback>,
 }
 
 /// What `group rollback` did to one disk.
@@ -127,6 +194,8 @@ pub struct DiskInfo {
     /// Bytes the disk would read as data: everything mapped at its head.
     pub mapped_bytes: u64,
     pub snapshot_count: u64,
+    /// Whose disk it is.
+    pub instance: (InstanceId, String),
     pub tags: Tags,
     pub clients: Vec<ClientInfo>,
 }

@@ -1,4 +1,5 @@
-//! The catalogue: which disks, snapshots and groups exist, as records that the journal and the store keep.
+//! The catalogue: which disks, snapshots, groups and instances exist, as records that the journal and the
+//! store keep.
 //!
 //! Invariants: it changes through [`Op`]s only, which are journal records; names of disks are unique,
 //! names of snapshots are unique per disk; ids are never reused.
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::api::{Actor, SnapshotKind, Tags};
 use crate::error::{Error, Result};
-use crate::units::{DiskId, Epoch, GroupId, SnapshotId, TreeId};
+use crate::units::{DiskId, Epoch, GroupId, InstanceId, SnapshotId, TreeId};
 
 /// Events kept; older ones go.
 const EVENTS_KEPT: usize = 10_000;
@@ -31,6 +32,9 @@ pub struct DiskRecord {
     pub head: Epoch,
     #[serde(default)]
     pub tags: Tags,
+    /// Whose disk it is; nobody named means this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +64,23 @@ pub struct GroupRecord {
     pub created_at: u64,
     /// The snapshots it was made with; some may be gone.
     pub members: Vec<MemberRecord>,
+    #[serde(default)]
+    pub tags: Tags,
+}
+
+/// A user of disks: this host, or a virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRecord {
+    pub id: InstanceId,
+    pub name: String,
+    #[serde(default)]
+    pub description: String,
+    /// Zero for this host, which was never added.
+    #[serde(default)]
+    pub created_at: u64,
+    /// The socket of its guest agent; none for this host and for a machine without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
     #[serde(default)]
     pub tags: Tags,
 }
@@ -182,6 +203,23 @@ pub enum Op {
         id: GroupId,
         turns: Vec<Turn>,
     },
+    /// Name, description or tags of a group.
+    GroupUpdate {
+        group: GroupRecord,
+        kind: String,
+    },
+    InstanceAdd {
+        instance: InstanceRecord,
+    },
+    InstanceUpdate {
+        instance: InstanceRecord,
+        kind: String,
+    },
+    /// The instance goes; the disks it has are this host's from now on.
+    InstanceRemove {
+        id: InstanceId,
+        disks: Vec<DiskId>,
+    },
     /// Something happened that is told and changes nothing.
     Note {
         kind: String,
@@ -204,6 +242,10 @@ impl Op {
             Op::GroupCreate { group, .. } => ("group.create", group.id.as_str()),
             Op::GroupDelete { id, .. } => ("group.delete", id.as_str()),
             Op::GroupRollback { id, .. } => ("group.rollback", id.as_str()),
+            Op::GroupUpdate { group, kind } => (kind, group.id.as_str()),
+            Op::InstanceAdd { instance } => ("instance.add", instance.id.as_str()),
+            Op::InstanceUpdate { instance, kind } => (kind, instance.id.as_str()),
+            Op::InstanceRemove { id, .. } => ("instance.remove", id.as_str()),
             Op::Note { kind, object } => (kind, object),
         }
     }
@@ -228,6 +270,7 @@ pub struct Catalogue {
     pub disks: BTreeMap<DiskId, DiskRecord>,
     pub snapshots: BTreeMap<SnapshotId, SnapshotRecord>,
     pub groups: BTreeMap<GroupId, GroupRecord>,
+    pub instances: BTreeMap<InstanceId, InstanceRecord>,
     pub events: VecDeque<EventRecord>,
     pub next_tree: u32,
     names: HashMap<String, DiskId>,
@@ -245,6 +288,7 @@ impl Catalogue {
                 "disk" => self.put_disk(decode(&key, &value)?),
                 "snapshot" => self.put_snapshot(decode(&key, &value)?),
                 "group" => self.put_group(decode(&key, &value)?),
+                "instance" => self.put_instance(decode(&key, &value)?),
                 "event" => self.events.push_back(decode(&key, &value)?),
                 _ => {}
             }
@@ -289,6 +333,16 @@ impl Catalogue {
     pub fn remove_group(&mut self, id: &GroupId) -> Option<GroupRecord> {
         self.dirty.insert(format!("group/{id}"));
         self.groups.remove(id)
+    }
+
+    pub fn put_instance(&mut self, instance: InstanceRecord) {
+        self.dirty.insert(format!("instance/{}", instance.id));
+        self.instances.insert(instance.id.clone(), instance);
+    }
+
+    pub fn remove_instance(&mut self, id: &InstanceId) -> Option<InstanceRecord> {
+        self.dirty.insert(format!("instance/{id}"));
+        self.instances.remove(id)
     }
 
     /// Adds the event of an entry.
@@ -355,6 +409,7 @@ impl Catalogue {
                 "disk" => self.disks.get(&DiskId::from(id)).map(encode).transpose()?,
                 "snapshot" => self.snapshots.get(&SnapshotId::from(id)).map(encode).transpose()?,
                 "group" => self.groups.get(&GroupId::from(id)).map(encode).transpose()?,
+                "instance" => self.instances.get(&InstanceId::from(id)).map(encode).transpose()?,
                 _ => {
                     let seq: u64 = id.parse().unwrap_or(0);
                     let at = seq.checked_sub(first).and_then(|at| usize::try_from(at).ok());

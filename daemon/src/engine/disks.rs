@@ -26,6 +26,7 @@ impl Engine {
     pub fn disk_create(&self, by: Actor, spec: DiskSpec) -> Result<DiskInfo> {
         let _shape = self.shape.lock();
         self.check_new_disk_name(&spec.name)?;
+        let instance = spec.instance.map(|id| self.owner(&id)).transpose()?.flatten();
         let origin = spec.from.as_ref().map(|id| self.snapshot_record(id)).transpose()?;
         let size = disk_size(spec.size, origin.as_ref())?;
         let (tree, parent) = match &origin {
@@ -49,6 +50,7 @@ impl Engine {
             tree,
             head,
             tags: spec.tags,
+            instance,
         };
         self.change(by, Op::DiskCreate { disk, parent }, message)?;
         self.disk(&id)
@@ -116,7 +118,7 @@ impl Engine {
     /// Changes properties of a disk.
     ///
     /// # Errors
-    /// There is no such disk.
+    /// There is no such disk, or no such instance.
     pub fn disk_change(&self, by: Actor, id: &DiskId, change: DiskChange) -> Result<DiskInfo> {
         let _shape = self.shape.lock();
         let mut disk = self.record(id)?;
@@ -124,6 +126,9 @@ impl Engine {
             disk.description = description;
         }
         disk.read_only = change.read_only.unwrap_or(disk.read_only);
+        if let Some(instance) = change.instance {
+            disk.instance = self.owner(&instance)?;
+        }
         let message = format!("disk {} changed", disk.name);
         self.update_disk(by, disk, "disk.set", message)?;
         self.disk(id)

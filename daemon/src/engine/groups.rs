@@ -7,9 +7,12 @@
 
 use std::collections::BTreeMap;
 
-use super::api::{Actor, GroupInfo, GroupSpec, MemberInfo, MemberRollback, SnapshotSpec, Tags};
+use super::api::{
+    Actor, GroupChange, GroupInfo, GroupReturn, GroupReturned, GroupSpec, MemberInfo,
+    MemberRollback, SnapshotSpec, Tags,
+};
 use super::catalogue::{Cut, DiskRecord, GroupRecord, MemberRecord, Op, SnapshotRecord, Turn};
-use super::disks::{check_tags, told};
+use super::disks::{change_tags, check_tags, told};
 use super::names::{by_prefix, check_name, timed};
 use super::{Engine, now};
 use crate::error::{Error, ErrorKind, Result};
@@ -20,17 +23,41 @@ pub const DISKS_MAX: usize = 16;
 /// Bytes of all disks of a group together: 32 TiB.
 pub const BYTES_MAX: u64 = 32 << 40;
 
+/// A group that can be made.
+struct Plan {
+    group: GroupRecord,
+    cuts: Vec<Cut>,
+}
+
 impl Engine {
     /// Keeps the state of several disks at one instant between the call and the return, the same for all.
     ///
     /// # Errors
-    /// `Quota` for too many disks or bytes; a name is taken; nothing is made then.
+    /// `Quota` for too many disks or bytes; `NoEligibleDisk` when none is left; a name is taken; nothing is
+    /// made then. `GroupFailed` when the pool cannot keep it.
     pub fn group_create(&self, by: Actor, spec: GroupSpec) -> Result<GroupInfo> {
-        check_tags(&spec.tags)?;
         let _shape = self.shape.lock();
-        let disks = self.group_disks(&spec.disks)?;
+        let plan = self.plan_group(spec)?;
+        self.make_group(by, plan)
+    }
+
+    /// The disks that a group would have: those named, and those of the instances less those left out.
+    ///
+    /// # Errors
+    /// As [`Engine::group_create`].
+    pub fn group_choice(&self, spec: &GroupSpec) -> Result<Vec<DiskId>> {
+        Ok(self.group_disks(spec)?.into_iter().map(|disk| disk.id).collect())
+    }
+
+    /// A group that can be made: every name is free, no quota reached. The caller holds `shape`.
+    fn plan_group(&self, spec: GroupSpec) -> Result<Plan> {
+        check_tags(&spec.tags)?;
+        let disks = self.group_disks(&spec)?;
         let at = now();
-        let name = self.new_group_name(spec.name, at)?;
+        let name = match spec.name {
+            Some(name) => self.new_group_name(name)?,
+            None => self.timed_group_name(at),
+        };
         let heads = self.new_heads(&disks)?;
         let mut cuts = Vec::with_capacity(disks.len());
         for (disk, head) in disks.iter().zip(heads) {
@@ -55,9 +82,15 @@ impl Engine {
             members: cuts.iter().map(member).collect(),
             tags: spec.tags,
         };
+        Ok(Plan { group, cuts })
+    }
+
+    /// Does what was planned, with the shape of trees as it was then.
+    fn make_group(&self, by: Actor, plan: Plan) -> Result<GroupInfo> {
+        let Plan { group, cuts } = plan;
         let id = group.id.clone();
         let message = format!("group {} made of {} disks", group.name, cuts.len());
-        self.change(by, Op::GroupCreate { group, cuts }, message)?;
+        self.change(by, Op::GroupCreate { group, cuts }, message).map_err(not_made)?;
         self.group(&id)
     }
 
@@ -89,27 +122,33 @@ impl Engine {
     /// Returns disks of a group to its instant: those named, or all. All go back, or none.
     ///
     /// # Errors
-    /// `MemberState` when the snapshot or the disk of a chosen member is gone; `NotFound` for a disk that
-    /// is not in the group; `InUse` when clients are connected.
+    /// `GroupState` when no disk of it can go back; `MemberState` when the snapshot or the disk of a chosen
+    /// member is gone; `NotFound` for a disk that is not in the group; `InUse` when clients are connected.
+    /// Of a group that should be made first as [`Engine::group_create`]; nothing goes back then.
     pub fn group_rollback(
         &self,
         by: Actor,
         id: &GroupId,
-        chosen: &[DiskId],
-        force: bool,
-    ) -> Result<Vec<MemberRollback>> {
+        how: GroupReturn,
+    ) -> Result<GroupReturned> {
         let _shape = self.shape.lock();
         let group = self.group_record(id)?;
-        let pairs = self.chosen_members(&group, chosen)?;
-        let disks: Vec<DiskRecord> = pairs.iter().map(|(disk, _)| disk.clone()).collect();
-        let mut alone = Vec::with_capacity(disks.len());
-        for disk in &disks {
-            alone.push(self.clients.exclude(&disk.id, &disk.name, force)?);
+        let pairs = self.chosen_members(&group, &how.disks)?;
+        let first =
+            how.group_first.map(|name| self.plan_first(name, &group, &pairs)).transpose()?;
+        let mut alone = Vec::with_capacity(pairs.len());
+        for (disk, _) in &pairs {
+            alone.push(self.clients.exclude(&disk.id, &disk.name, how.force)?);
         }
+        let first = first.map(|plan| self.make_group(by, plan)).transpose()?;
+        // Read again: the cut of the group before has moved their heads.
+        let disks: Vec<DiskRecord> =
+            pairs.iter().map(|(disk, _)| self.record(&disk.id)).collect::<Result<_>>()?;
         let heads = self.new_heads(&disks)?;
         let mut turns: Vec<Turn> = Vec::with_capacity(pairs.len());
         let mut done = Vec::with_capacity(pairs.len());
-        for (((disk, target), head), alone) in pairs.iter().zip(heads).zip(&alone) {
+        let targets = pairs.iter().map(|(_, target)| target);
+        for (((disk, target), head), alone) in disks.iter().zip(targets).zip(heads).zip(&alone) {
             let turn = self.turn(disk, Some(target), head, "before-rollback")?;
             let told = told(&turn, Some(target), alone.ended.clone());
             done.push(MemberRollback { disk: disk.id.clone(), done: told });
@@ -118,7 +157,59 @@ impl Engine {
         let names: Vec<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
         let message = format!("{} rolled back to group {}", names.join(", "), group.name);
         self.change(by, Op::GroupRollback { id: id.clone(), turns }, message)?;
-        Ok(done)
+        Ok(GroupReturned { first, disks: done })
+    }
+
+    /// The group of the same disks that is made before they go back.
+    fn plan_first(
+        &self,
+        name: String,
+        group: &GroupRecord,
+        pairs: &[(DiskRecord, SnapshotRecord)],
+    ) -> Result<Plan> {
+        let disks = pairs.iter().map(|(disk, _)| disk.id.clone()).collect();
+        let description = format!("before the return to group {}", group.name);
+        let spec = GroupSpec { disks, name: Some(name), description, ..GroupSpec::default() };
+        self.plan_group(spec)
+    }
+
+    /// Changes name or description of a group; its snapshots keep their names.
+    ///
+    /// # Errors
+    /// The name will not do or is taken.
+    pub fn group_change(&self, by: Actor, id: &GroupId, change: GroupChange) -> Result<GroupInfo> {
+        let _shape = self.shape.lock();
+        let mut group = self.group_record(id)?;
+        if let Some(name) = change.name.filter(|name| *name != group.name) {
+            group.name = self.new_group_name(name)?;
+        }
+        if let Some(description) = change.description {
+            group.description = description;
+        }
+        self.update_group(by, group, "group.set")
+    }
+
+    /// Sets and removes tags of a group; its snapshots have their own.
+    ///
+    /// # Errors
+    /// There is no such group, or a tag will not do.
+    pub fn tag_group(
+        &self,
+        by: Actor,
+        id: &GroupId,
+        set: &Tags,
+        remove: &[String],
+    ) -> Result<GroupInfo> {
+        let _shape = self.shape.lock();
+        let mut group = self.group_record(id)?;
+        change_tags(&mut group.tags, set, remove)?;
+        self.update_group(by, group, "group.tag")
+    }
+
+    fn update_group(&self, by: Actor, group: GroupRecord, kind: &str) -> Result<GroupInfo> {
+        let (id, message) = (group.id.clone(), format!("group {} changed", group.name));
+        self.change(by, Op::GroupUpdate { group, kind: kind.to_owned() }, message)?;
+        self.group(&id)
     }
 
     /// # Errors
@@ -157,23 +248,15 @@ impl Engine {
     }
 
     /// The disks of a new group, checked.
-    fn group_disks(&self, ids: &[DiskId]) -> Result<Vec<DiskRecord>> {
-        if ids.is_empty() {
-            return Err(Error::invalid("a group needs at least one disk"));
-        }
-        if ids.len() > DISKS_MAX {
-            let count = ids.len();
+    fn group_disks(&self, spec: &GroupSpec) -> Result<Vec<DiskRecord>> {
+        let disks = self.disks_asked_for(spec)?;
+        if disks.len() > DISKS_MAX {
+            let count = disks.len();
             return Err(Error::new(
                 ErrorKind::Quota,
                 format!("{count} disks; a group has at most {DISKS_MAX}"),
             )
             .hint("make several groups; each is one instant of its own"));
-        }
-        let disks: Vec<DiskRecord> = ids.iter().map(|id| self.record(id)).collect::<Result<_>>()?;
-        for (at, disk) in disks.iter().enumerate() {
-            if disks[..at].iter().any(|other| other.id == disk.id) {
-                return Err(Error::invalid(format!("{} is named twice", disk.name)));
-            }
         }
         let bytes = disks.iter().fold(0u64, |sum, disk| sum.saturating_add(disk.size));
         if bytes > BYTES_MAX {
@@ -186,13 +269,63 @@ impl Engine {
         Ok(disks)
     }
 
-    fn new_group_name(&self, name: Option<String>, at: u64) -> Result<String> {
+    /// The disks that are named, then those of the instances less those left out; each once.
+    fn disks_asked_for(&self, spec: &GroupSpec) -> Result<Vec<DiskRecord>> {
+        let GroupSpec { disks: named, instances, exclude, .. } = spec;
+        if named.is_empty() && instances.is_empty() {
+            return Err(Error::invalid("a group needs at least one disk or instance"));
+        }
+        let mut disks: Vec<DiskRecord> =
+            named.iter().map(|id| self.record(id)).collect::<Result<_>>()?;
+        for (at, disk) in disks.iter().enumerate() {
+            if disks[..at].iter().any(|other| other.id == disk.id) {
+                return Err(Error::invalid(format!("{} is named twice", disk.name)));
+            }
+        }
+        let mut of_instances = Vec::new();
+        for id in instances {
+            self.owner(id)?;
+            of_instances.extend(self.catalogue.read().disks_of_instance(id));
+        }
+        for id in exclude {
+            let name = self.record(id)?.name;
+            if disks.iter().any(|disk| disk.id == *id) {
+                return Err(Error::invalid(format!("{name} is both named and left out")));
+            }
+            if of_instances.iter().all(|disk| disk.id != *id) {
+                return Err(Error::invalid(format!(
+                    "{name} cannot be left out: it is no disk of the instances that are named"
+                ))
+                .hint("see `rowctl instance list`"));
+            }
+        }
+        for disk in of_instances {
+            let known = exclude.contains(&disk.id) || disks.iter().any(|other| other.id == disk.id);
+            if !known {
+                disks.push(disk);
+            }
+        }
+        if disks.is_empty() {
+            let why = match exclude.len() {
+                0 => "the instances have no disks",
+                _ => "all disks of the instances are left out",
+            };
+            return Err(Error::new(ErrorKind::NoEligibleDisk, format!("no disk is left: {why}"))
+                .hint(
+                    "see `rowctl instance list`; `rowctl disk set D --instance I` gives one a disk",
+                ));
+        }
+        Ok(disks)
+    }
+
+    fn timed_group_name(&self, at: u64) -> String {
         let catalogue = self.catalogue.read();
-        let Some(name) = name else {
-            return Ok(timed("group", at, |name| catalogue.group_named(name).is_some()));
-        };
+        timed("group", at, |name| catalogue.group_named(name).is_some())
+    }
+
+    fn new_group_name(&self, name: String) -> Result<String> {
         check_name("group", &name)?;
-        match catalogue.group_named(&name) {
+        match self.catalogue.read().group_named(&name) {
             None => Ok(name),
             Some(_) => Err(Error::new(ErrorKind::Exists, format!("a group {name:?} exists"))
                 .hint("choose another name, or leave it out to get one from the time")),
@@ -221,6 +354,19 @@ impl Engine {
             let name = self.disk_name(other);
             return Err(Error::not_found(format!("{name} is not in group {}", group.name))
                 .hint(format!("see `rowctl group show {}`", group.name)));
+        }
+        let whole = |m: &MemberRecord| {
+            self.record(&m.disk).is_ok() && self.snapshot_record(&m.snapshot).is_ok()
+        };
+        if chosen.is_empty() && !group.members.iter().any(whole) {
+            return Err(Error::new(
+                ErrorKind::GroupState,
+                format!(
+                    "nothing of group {} can go back: all its disks or snapshots are deleted",
+                    group.name
+                ),
+            )
+            .hint(format!("delete it: `rowctl group delete {}`", group.name)));
         }
         let wanted = group.members.iter().filter(|m| chosen.is_empty() || chosen.contains(&m.disk));
         let mut pairs = Vec::new();
@@ -259,5 +405,19 @@ impl Engine {
         let GroupRecord { id, name, description, created_at, members, tags } = record;
         let members = members.into_iter().map(member).collect();
         GroupInfo { id, name, description, created_at, members, tags }
+    }
+}
+
+/// A group that the pool could not keep. What the caller can change keeps its own kind.
+fn not_made(error: Error) -> Error {
+    use ErrorKind::{Corrupt, Internal, Io, Stopped};
+    match error.kind() {
+        Io | Stopped | Corrupt | Internal => {
+            let why = format!("the group could not be made: {}", error.message());
+            Error::new(ErrorKind::GroupFailed, why).hint(
+                "no snapshot of it can be relied on; look at `rowctl status` and `rowctl doctor`",
+            )
+        }
+        _ => error,
     }
 }

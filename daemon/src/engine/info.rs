@@ -233,6 +233,7 @@ impl Engine {
         let catalogue = self.catalogue.read();
         let snapshots = catalogue.snapshots_of(&record.id);
         let kept = snapshots.iter().filter(|s| s.kind != Kind::Undo).count() as u64;
+        let instance = catalogue.instance_of(&record);
         let origin = record.origin.map(|id| {
             let exists = catalogue.snapshots.contains_key(&id);
             (id, exists)
@@ -249,6 +250,7 @@ impl Engine {
             exclusive_bytes,
             mapped_bytes: mapped * BLOCK_SIZE,
             snapshot_count: kept,
+            instance: (instance.id, instance.name),
             tags: record.tags,
         })
     }

@@ -16,6 +16,7 @@ mod disks;
 mod exports;
 pub mod groups;
 mod info;
+pub mod instances;
 mod jobs;
 mod names;
 mod recovery;
@@ -253,6 +254,18 @@ impl Engine {
                 }
             }
             Op::GroupRollback { turns, .. } => self.apply_turns(&mut catalogue, turns, heads)?,
+            Op::GroupUpdate { group, .. } => catalogue.put_group(group),
+            Op::InstanceAdd { instance } | Op::InstanceUpdate { instance, .. } => {
+                catalogue.put_instance(instance);
+            }
+            Op::InstanceRemove { id, disks } => {
+                known(catalogue.remove_instance(&id))?;
+                for disk in disks {
+                    let mut disk = known(catalogue.disks.get(&disk).cloned())?;
+                    disk.instance = None;
+                    catalogue.put_disk(disk);
+                }
+            }
             Op::Note { .. } => {}
         }
         Ok(())

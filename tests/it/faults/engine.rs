@@ -12,7 +12,7 @@ use std::thread;
 use rowd::disk::lane::Lane;
 use rowd::disk::read::Wait;
 use rowd::disk::write::Op as Request;
-use rowd::engine::api::{DiskSpec, Tags};
+use rowd::engine::api::DiskSpec;
 use rowd::engine::{Engine, Target};
 use rowd::error::ErrorKind;
 use rowd::units::{BLOCK_SIZE, ByteRange};
@@ -33,9 +33,7 @@ pub fn pool(blocks: u64) -> Result<(TempDir, Arc<Engine>), String> {
     let spec = DiskSpec {
         name: "disk".to_owned(),
         size: Some(blocks * BLOCK_SIZE),
-        from: None,
-        description: String::new(),
-        tags: Tags::new(),
+        ..DiskSpec::default()
     };
     engine.disk_create(BY, spec).map_err(text)?;
     Ok((dir, engine))

@@ -215,13 +215,7 @@ impl Machine {
 
     fn make_disk(&mut self, name: String, size: Option<u64>, from: Option<usize>) -> Outcome {
         let origin = from.map(|at| self.reference.snapshots[at].id.clone());
-        let spec = DiskSpec {
-            name: name.clone(),
-            size,
-            from: origin,
-            description: String::new(),
-            tags: Tags::new(),
-        };
+        let spec = DiskSpec { name: name.clone(), size, from: origin, ..DiskSpec::default() };
         let made = self.engine().disk_create(BY, spec).map_err(text)?;
         self.reference.create_disk(made.id, &name, made.size, from);
         let last = self.reference.disks.len() - 1;

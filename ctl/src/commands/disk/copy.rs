@@ -98,6 +98,7 @@ pub(super) fn import(args: Import, context: &Context) -> Result<()> {
         from: None,
         description: args.description,
         tags: collect_tags(args.tags),
+        ..DiskCreate::default()
     })?;
     if let Err(failure) = fill(&disk, &source, context, &interrupt) {
         return Err(take_back(&disk, context, failure));
