@@ -112,7 +112,12 @@ fn greeted(line: &[u8]) -> Result<ServerInfo> {
     if let Ok(ServerLine::Response(Response { error: Some(error), .. })) = parse_server_line(line) {
         return Err(ErrorBody::from(error).into());
     }
-    Err(Failure::new(ErrorKind::Unreachable, "whoever listens on the socket is not rowd"))
+    Err(not_rowd())
+}
+
+fn not_rowd() -> Failure {
+    Failure::new(ErrorKind::Unreachable, "what listens on the socket is not the control of rowd")
+        .hint("its path ends in control.sock; nbd.sock is for NBD clients")
 }
 
 fn read_line(mut stream: &UnixStream, lines: &mut LineBuffer) -> Result<Vec<u8>> {
@@ -124,7 +129,13 @@ fn read_line(mut stream: &UnixStream, lines: &mut LineBuffer) -> Result<Vec<u8>>
         }
         match stream.read(&mut piece) {
             Ok(0) => return Err(Failure::new(ErrorKind::Unreachable, "the daemon hung up")),
-            Ok(count) => lines.push(&piece[..count]),
+            Ok(count) => {
+                lines.push(&piece[..count]);
+                // A line is an object. Who begins otherwise may never end a line: an NBD server waits.
+                if lines.first().is_some_and(|byte| byte != b'{') {
+                    return Err(not_rowd());
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(lost(&error)),
         }

@@ -267,6 +267,12 @@ impl LineBuffer {
         !self.bytes.is_empty()
     }
 
+    /// The first byte that is not taken yet.
+    #[must_use]
+    pub fn first(&self) -> Option<u8> {
+        self.bytes.first().copied()
+    }
+
     /// Takes bytes as they arrive.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);

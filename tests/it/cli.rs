@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use rowd_tests::client::Client;
 use rowd_tests::process::{Daemon, SMALL, Setup};
@@ -175,6 +176,18 @@ fn bit_rot_is_exit_24_for_who_reads_it_and_exit_1_for_monitoring() {
     // What is overwritten is good again; the snapshot still has the bad one.
     client.write(4096 * 5, &[1; 4096]);
     assert_eq!(client.read(4096 * 5, 4096), [1; 4096]);
+}
+
+/// An NBD server says something without ending a line and waits for an answer.
+#[test]
+fn the_nbd_socket_in_place_of_the_control_socket_is_exit_23_at_once() {
+    let daemon = Daemon::new();
+    let socket = daemon.nbd_socket().display().to_string();
+    let began = Instant::now();
+    let mut status = std::process::Command::new(tool::built("rowctl"));
+    let told = tool::finish(status.args(["--socket", &socket, "status"])).fails_with(23);
+    assert!(told.stderr.contains("nbd.sock is for NBD clients"), "{told}");
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
 }
 
 /// 255: something answers that is not rowd, or not this version of it.

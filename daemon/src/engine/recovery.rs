@@ -204,7 +204,7 @@ fn unfinished(settings: &Settings) -> Result<bool> {
     }
     let map = settings.dir.join("map");
     let missing = || format!("{} is missing", settings.pool.display());
-    let state = Meta::open(&map, Seq(0)).and_then(|meta| meta.find_state()).map_err(|error| {
+    let state = Meta::look(&map).map_err(|error| {
         error.context(missing()).hint(format!(
             "mount or restore what holds it; only if there never was a pool here, remove {}",
             map.display()

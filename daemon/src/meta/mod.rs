@@ -99,6 +99,15 @@ impl Meta {
         Ok(Meta { db: open(path, &database_options())? })
     }
 
+    /// The point the store at `path` is at, if a checkpoint was ever written there. Nothing is changed,
+    /// and nothing mended: what a torn store would look like says nothing about what it holds.
+    ///
+    /// # Errors
+    /// It is missing or damaged.
+    pub fn look(path: &Path) -> Result<Option<State>> {
+        Meta { db: open_read_only(path)? }.find_state()
+    }
+
     /// The point the store is at.
     ///
     /// # Errors

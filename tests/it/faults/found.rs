@@ -7,7 +7,7 @@ use std::fs;
 
 use rowd::disk::lane::Lane;
 use rowd::engine::Engine;
-use rowd::engine::api::DiskSpec;
+use rowd::engine::api::{DiskSpec, Tags};
 use rowd::error::ErrorKind;
 use rowd::units::BLOCK_SIZE;
 use rowd_tests::client::Client;
@@ -132,8 +132,9 @@ fn a_description_that_fits_no_record_is_refused() -> Outcome {
     let spec = DiskSpec {
         name: "second".to_owned(),
         size: Some(BLOCK_SIZE),
+        from: None,
         description: "x".repeat(300 << 10),
-        ..DiskSpec::default()
+        tags: Tags::new(),
     };
     match engine.disk_create(BY, spec) {
         Err(error) if error.kind() == ErrorKind::Invalid => Ok(()),
@@ -196,4 +197,26 @@ fn a_torn_end_of_the_maps_manifest_is_dropped() {
     assert!(!daemon.try_start(), "a map that lost what was synced must not open");
     assert_eq!(fs::read(manifest()).expect("read the manifest"), damaged, "it is as it was");
     assert_eq!(files(), before, "no table was removed");
+}
+
+/// Where the pool file is missing (not mounted, say), a map with a damaged manifest could pass for that of a
+/// pool that was never finished, which is removed.
+#[test]
+fn a_damaged_map_without_its_pool_is_left_alone() {
+    let mut daemon = Daemon::new();
+    daemon.ctl(&["disk", "create", "disk", "--size", "64MiB"]);
+    daemon.stop();
+    let map = daemon.dir().join("map");
+    let current = fs::read_to_string(map.join("CURRENT")).expect("read CURRENT");
+    let manifest = map.join(current.trim());
+    let whole = fs::read(&manifest).expect("read the manifest");
+    fs::rename(daemon.dir().join("pool"), daemon.file("elsewhere")).expect("move the pool");
+    for at in (0..whole.len()).step_by(61) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1;
+        fs::write(&manifest, &damaged).expect("damage the manifest");
+        assert!(!daemon.try_start(), "damage at {at}: the pool was made anew");
+        let left = fs::read(&manifest).expect("read the manifest");
+        assert_eq!(left, damaged, "damage at {at}: the manifest was changed");
+    }
 }
