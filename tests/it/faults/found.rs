@@ -7,7 +7,7 @@ use std::fs;
 
 use rowd::disk::lane::Lane;
 use rowd::engine::Engine;
-use rowd::engine::api::{DiskSpec, Tags};
+use rowd::engine::api::DiskSpec;
 use rowd::error::ErrorKind;
 use rowd::units::BLOCK_SIZE;
 use rowd_tests::client::Client;
@@ -132,9 +132,8 @@ fn a_description_that_fits_no_record_is_refused() -> Outcome {
     let spec = DiskSpec {
         name: "second".to_owned(),
         size: Some(BLOCK_SIZE),
-        from: None,
         description: "x".repeat(300 << 10),
-        tags: Tags::new(),
+        ..DiskSpec::default()
     };
     match engine.disk_create(BY, spec) {
         Err(error) if error.kind() == ErrorKind::Invalid => Ok(()),
