@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use crate::engine::{MAX_POOL_BYTES, Settings};
 use crate::error::{Error, Result};
+use crate::pool::file::IoMode;
 use crate::pool::journal;
 use crate::units::BLOCK_SIZE;
 
@@ -34,6 +35,7 @@ struct Raw {
 #[serde(default, deny_unknown_fields)]
 struct RawPool {
     path: Option<PathBuf>,
+    io: Option<String>,
     segment: Option<String>,
     journal: Option<String>,
     max_size: Option<String>,
@@ -164,6 +166,7 @@ fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {
     Ok(Settings {
         dir: dir.to_owned(),
         pool: pool.path.clone().unwrap_or_else(|| dir.join("pool")),
+        io: io_mode(pool.io.as_deref())?,
         segment_bytes,
         journal_bytes,
         max_bytes,
@@ -177,6 +180,13 @@ fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {
         scrub_rate: size("background.scrub_rate", back.scrub_rate.as_deref(), 64 << 20)?,
         background: true,
     })
+}
+
+fn io_mode(text: Option<&str>) -> Result<IoMode> {
+    let Some(text) = text else { return Ok(IoMode::default()) };
+    [IoMode::Buffered, IoMode::Direct].into_iter().find(|mode| mode.name() == text).ok_or_else(
+        || Error::invalid(format!("pool.io = {text:?}: \"buffered\" or \"direct\" is possible")),
+    )
 }
 
 fn in_range(
@@ -206,6 +216,7 @@ mod tests {
     fn an_empty_file_gives_the_defaults() {
         let config = Config::parse("", Some(Path::new("/x"))).unwrap();
         assert_eq!(config.settings.pool, Path::new("/x/pool"));
+        assert_eq!(config.settings.io, IoMode::Buffered);
         assert_eq!(config.settings.segment_bytes, 64 << 20);
         assert_eq!(config.nbd_socket, Path::new("/x/nbd.sock"));
         assert_eq!(config.busy_poll, Duration::from_micros(50));
@@ -220,6 +231,7 @@ mod tests {
             ("[pool]\nmax_size = \"1MiB\"", "pool.max_size"),
             ("[background]\nflush_ms = 5000", "background.flush_ms"),
             ("[pool]\nmap_cache = \"lots\"", "pool.map_cache"),
+            ("[pool]\nio = \"fast\"", "pool.io"),
         ] {
             let error = Config::parse(text, None).unwrap_err();
             assert!(error.message().contains(part), "{text}: {error}");

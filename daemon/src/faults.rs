@@ -9,6 +9,7 @@
 pub const FAIL_POINTS: &[&str] = &[
     "write.staged",
     "write.journaled",
+    "write.applied",
     "flush.synced",
     "snapshot.journaled",
     "rollback.journaled",

@@ -3,7 +3,8 @@
 //! Absent: cuts of power (`crash_power.rs`) and long runs (`make soak`).
 
 use rowd::faults::FAIL_POINTS;
-use rowd_tests::crash::{kill, rng};
+use rowd::pool::file::IoMode;
+use rowd_tests::crash::{Modes, kill, rng};
 
 /// Kills in `make test`: enough that every fail point is reached several times.
 const KILLS: u64 = 100;
@@ -13,8 +14,19 @@ const KILLS: u64 = 100;
 /// there, snapshots and clones are what they were, and the offline check finds nothing.
 #[test]
 fn a_hundred_kills_lose_no_acknowledged_write_and_no_snapshot() {
+    kill_again_and_again(&[IoMode::Buffered]);
+}
+
+/// The same past the page cache, where records wait in memory to be written together: two of three
+/// lives of the daemon in direct mode, the others on the same pool through the page cache.
+#[test]
+fn a_hundred_kills_in_direct_mode_lose_nothing_either() {
+    kill_again_and_again(&[IoMode::Direct, IoMode::Direct, IoMode::Buffered]);
+}
+
+fn kill_again_and_again(modes: Modes) {
     let seed = rng::seed("cargo test --release -p rowd-tests --test it crash_kill");
-    let totals = kill::run(env!("CARGO_BIN_EXE_rowd-faulty").into(), seed, KILLS);
+    let totals = kill::run(env!("CARGO_BIN_EXE_rowd-faulty").into(), modes, seed, KILLS);
     println!("{}", serde_json::to_string_pretty(&totals).unwrap());
     for point in FAIL_POINTS {
         let reached = totals.kills_at_fail_points.get(*point).copied().unwrap_or(0);

@@ -4,7 +4,8 @@
 
 use std::path::Path;
 
-use rowd_tests::crash::{power, rng};
+use rowd::pool::file::IoMode;
+use rowd_tests::crash::{Modes, power, rng};
 
 /// States in `make test`.
 const STATES: u64 = 300;
@@ -16,9 +17,20 @@ const STATES: u64 = 300;
 /// there, and exact; the check finds nothing; and opening once more shows the same.
 #[test]
 fn three_hundred_cuts_leave_a_prefix_that_holds_everything_flushed() {
+    cut_again_and_again(&[IoMode::Buffered], STATES);
+}
+
+/// The same past the page cache, and each life of the daemon and each look in one of the two modes.
+#[test]
+fn cuts_in_direct_mode_leave_such_a_prefix_too() {
+    cut_again_and_again(&[IoMode::Direct, IoMode::Direct, IoMode::Buffered], STATES / 2);
+}
+
+fn cut_again_and_again(modes: Modes, states: u64) {
     let seed = rng::seed("cargo test --release -p rowd-tests --test it crash_power");
-    let totals = power::run(Path::new(env!("CARGO_BIN_EXE_rowd-faulty")), seed, STATES);
+    let daemon = Path::new(env!("CARGO_BIN_EXE_rowd-faulty"));
+    let totals = power::run(daemon, modes, seed, states);
     println!("{}", serde_json::to_string_pretty(&totals).unwrap());
-    assert_eq!(totals.states, STATES);
+    assert_eq!(totals.states, states);
     assert!(totals.device_flushes > 100 && totals.snapshots > 10 && totals.records_replayed > 0);
 }

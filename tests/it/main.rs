@@ -13,6 +13,7 @@ mod clients;
 mod crash_kill;
 mod crash_power;
 mod daemon;
+mod direct;
 mod faults;
 mod filesystems;
 mod groups;

@@ -1,4 +1,4 @@
-//! Long runs of the crash tests: `rowd-soak kill|power COUNT [SEED]`, or `make soak`.
+//! Long runs of the crash tests: `rowd-soak KIND COUNT [SEED]`, or `make soak`.
 //!
 //! Invariants: what was done is printed as one JSON object on standard output; a broken promise ends
 //! the run with a message that names the seed.
@@ -6,12 +6,15 @@
 
 use std::process::ExitCode;
 
-use rowd_tests::crash::{kill, power};
+use rowd::pool::file::IoMode;
+use rowd_tests::crash::{Modes, kill, power};
 use rowd_tests::tool;
 
-const USAGE: &str = "usage: rowd-soak kill|power COUNT [SEED]
-  kill   COUNT kills of a daemon under load, on ageing pools
-  power  COUNT states of a disk whose power was cut";
+const USAGE: &str = "usage: rowd-soak KIND COUNT [SEED]
+  kill          COUNT kills of a daemon under load, on ageing pools
+  power         COUNT states of a disk whose power was cut
+  kill-direct   as kill, with pools in direct mode
+  power-direct  as power, with pools in direct mode";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -28,9 +31,12 @@ fn main() -> ExitCode {
     };
     eprintln!("seed {seed}; replay: rowd-soak {kind} {count} {seed}");
     let daemon = tool::built("rowd-faulty");
+    let (buffered, direct): (Modes, Modes) = (&[IoMode::Buffered], &[IoMode::Direct]);
     let told = match kind {
-        "kill" => serde_json::to_string_pretty(&kill::run(daemon, seed, count)),
-        "power" => serde_json::to_string_pretty(&power::run(&daemon, seed, count)),
+        "kill" => serde_json::to_string_pretty(&kill::run(daemon, buffered, seed, count)),
+        "kill-direct" => serde_json::to_string_pretty(&kill::run(daemon, direct, seed, count)),
+        "power" => serde_json::to_string_pretty(&power::run(&daemon, buffered, seed, count)),
+        "power-direct" => serde_json::to_string_pretty(&power::run(&daemon, direct, seed, count)),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

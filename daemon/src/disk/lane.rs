@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::map::record::Staged;
 use crate::pool::allocator::Run;
 use crate::pool::readers::{Reader, Reading};
-use crate::units::Pbn;
+use crate::units::{Pbn, Seq};
 
 /// Blocks leased at a time (1 MiB): long enough for sequential writes, short enough to waste little.
 const LEASE_BLOCKS: u32 = 256;
@@ -49,6 +49,8 @@ pub struct Lane {
     pub(super) located: Vec<Located>,
     pub(super) staged: Staged,
     pub(super) crcs: Vec<u32>,
+    /// The last record appended that the end of the process could still lose.
+    pub(super) unsettled: Option<Seq>,
     lease: Option<Run>,
     flushes_in_lease: u32,
     /// Written and not yet handed to writeback.
@@ -65,6 +67,7 @@ impl Lane {
             located: Vec::new(),
             staged: Staged::default(),
             crcs: Vec::new(),
+            unsettled: None,
             lease: None,
             flushes_in_lease: 0,
             behind: None,

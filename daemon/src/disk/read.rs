@@ -9,7 +9,7 @@ use super::{Extent, blocks_of};
 use crate::error::{Error, Result};
 use crate::map::leaf::Entry;
 use crate::pool::crc32c;
-use crate::pool::file::Nowait;
+use crate::pool::file::{IoMode, Nowait};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, ByteRange, Lba, Pbn};
 
 /// A block of the range being read.
@@ -95,6 +95,9 @@ impl Lane {
         }
         let from = usize::try_from(whole.start - first).expect("located");
         let to = usize::try_from(whole.end - first).expect("located");
+        if wait == Wait::Yes && self.disk.shared.pool.file.mode() == IoMode::Direct {
+            return self.fetch_together(from, to, out).map(|()| Nowait::Done);
+        }
         let mut at = from;
         while at < to {
             let run = self.run_at(at, to);
@@ -140,6 +143,23 @@ impl Lane {
         .count()
     }
 
+    /// Reads located blocks past the page cache: all runs at once.
+    fn fetch_together(&self, from: usize, to: usize, out: &mut [u8]) -> Result<()> {
+        let mut list = Vec::with_capacity(1);
+        let (mut at, mut rest) = (from, &mut *out);
+        while at < to {
+            let run = self.run_at(at, to);
+            let (now, behind) = rest.split_at_mut(run * BLOCK_BYTES);
+            match self.located[at].stored {
+                Some((pbn, _)) => list.push((pbn.offset(), now)),
+                None => now.fill(0),
+            }
+            (at, rest) = (at + run, behind);
+        }
+        self.disk.shared.pool.file.read_many(&mut list)?;
+        self.verify(from, out)
+    }
+
     fn fetch_run(&self, at: usize, out: &mut [u8], wait: Wait) -> Result<Nowait> {
         let Some((pbn, _)) = self.located[at].stored else {
             out.fill(0);
@@ -154,6 +174,11 @@ impl Lane {
                 }
             }
         }
+        self.verify(at, out).map(|()| Nowait::Done)
+    }
+
+    /// Compares blocks with their checksums, from the located one `at` on.
+    fn verify(&self, at: usize, out: &[u8]) -> Result<()> {
         for (block, bytes) in self.located[at..].iter().zip(out.chunks_exact(BLOCK_BYTES)) {
             let Some((pbn, crc)) = block.stored else { continue };
             if crc32c(bytes) != crc {
@@ -164,6 +189,6 @@ impl Lane {
                 )));
             }
         }
-        Ok(Nowait::Done)
+        Ok(())
     }
 }

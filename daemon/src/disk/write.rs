@@ -73,6 +73,17 @@ impl<'a> Gather<'a> {
 impl Lane {
     /// Does the changes in order and puts one result for each into `results`.
     pub fn submit<'a>(&mut self, ops: &[Op<'a>], results: &mut Vec<Result<()>>) {
+        let first = results.len();
+        self.perform(ops, results);
+        // One wait for all records of the batch; nothing is answered before they are in the file.
+        if let Some(seq) = self.unsettled.take()
+            && let Err(error) = self.disk.shared.pool.settle(seq)
+        {
+            results[first..].fill(Err(error));
+        }
+    }
+
+    fn perform<'a>(&mut self, ops: &[Op<'a>], results: &mut Vec<Result<()>>) {
         let mut gather = Gather::default();
         let mut open = 0;
         for op in ops {
@@ -147,12 +158,10 @@ impl Lane {
     }
 
     fn write_gathered(&mut self, gather: &mut Gather<'_>) -> Result<()> {
-        let mut rest = &mut gather.buffers[..];
+        let stretches = gather.stretches.iter().map(|stretch| (stretch.offset, stretch.buffers));
+        self.disk.shared.pool.file.write_stretches(stretches, &mut gather.buffers)?;
         for stretch in &gather.stretches {
-            let (now, behind) = rest.split_at_mut(stretch.buffers);
-            self.disk.shared.pool.file.write_vectored(stretch.offset, now)?;
             self.wrote(stretch.offset, stretch.length);
-            rest = behind;
         }
         *gather = Gather::default();
         Ok(())
@@ -184,7 +193,9 @@ impl Lane {
         faults::fail_point("write.staged");
         let shared = &self.disk.shared;
         let _room = shared.reserve(self.staged.bytes().len())?;
-        self.disk.view.commit(shared, &mut self.staged, expect).map(|seq| seq.is_some())
+        let seq = self.disk.view.commit(shared, &mut self.staged, expect)?;
+        self.unsettled = self.unsettled.max(seq);
+        Ok(seq.is_some())
     }
 
     fn single(&mut self, op: Op<'_>) -> Result<()> {

@@ -39,6 +39,7 @@ use crate::error::{Error, Result};
 use crate::faults;
 use crate::map::tree::Tree;
 use crate::map::view::{Shared, Signal, State, View};
+use crate::pool::file::IoMode;
 use crate::pool::journal::{HEADER_BYTES, Kind, MAX_RECORD};
 use crate::units::{DiskId, Lba, Pbn, SnapshotId, TreeId};
 use api::{Actor, ScrubReport};
@@ -56,6 +57,8 @@ pub struct Settings {
     pub dir: PathBuf,
     /// The pool file or block device.
     pub pool: PathBuf,
+    /// How the pool file is read and written.
+    pub io: IoMode,
     pub segment_bytes: u64,
     pub journal_bytes: u64,
     /// Bytes of data the pool may grow to; for a new pool only.

@@ -257,7 +257,7 @@ fn create(settings: &Settings) -> Result<(Closed, Meta)> {
         journal_bytes: settings.journal_bytes,
         max_bytes: settings.max_bytes,
     };
-    Closed::check_target(&settings.pool)?;
+    Closed::check_target(&settings.pool, settings.io)?;
     // The map first: a directory with a pool file but no map is a pool that lost its map.
     let state = State { pool: hex(&uuid), opening: 0, applied: Seq(0) };
     // Under another name until it is whole: RocksDB makes it in steps, and a cut between two of them
@@ -268,7 +268,7 @@ fn create(settings: &Settings) -> Result<(Closed, Meta)> {
     fs::rename(&draft, &map).map_err(|e| Error::io(format!("name {}", map.display()), &e))?;
     sync_directory(&settings.dir)?;
     let meta = Meta::open(&map, Seq(0))?;
-    let closed = Closed::create(&settings.pool, uuid, layout)?;
+    let closed = Closed::create(&settings.pool, uuid, layout, settings.io)?;
     sync_directory(&settings.dir)?;
     Ok((closed, meta))
 }
@@ -278,7 +278,7 @@ fn open_existing(settings: &Settings) -> Result<(Closed, Meta)> {
         return Err(Error::not_found(format!("{} is missing", settings.pool.display()))
             .hint("the map is there but its pool file is not; restore both from the same moment"));
     }
-    let closed = Closed::open(&settings.pool)?;
+    let closed = Closed::open(&settings.pool, settings.io)?;
     let meta = Meta::open(&settings.dir.join("map"), closed.superblock.checkpoint)?;
     let state = meta.state()?;
     check_pair(&closed.superblock, &state)?;

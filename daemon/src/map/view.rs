@@ -80,7 +80,7 @@ impl Shared {
             self.checkpoint_wanted.raise();
             self.budget.wait_for_clean();
         }
-        self.pool.journal.reserve(bytes, || {
+        self.pool.journal.reserve(&self.pool.file, bytes, || {
             self.checkpoint_wanted.raise();
             self.pool.file.check_running()
         })

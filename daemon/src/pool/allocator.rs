@@ -3,7 +3,8 @@
 //! Invariants: `used` changes only together with a journal record, `available` is a subset of not used;
 //! a freed block becomes available when the record that freed it is durable and no reader from before
 //! is left (hazard H2), or without waiting for durability when it is young: written and freed between two
-//! syncs, so that no sync can cover its writing without its freeing; runs leased and never used are forgotten at a restart, since only `used` is kept.
+//! syncs, so that no sync can cover its writing without its freeing, and both records are in the file, so
+//! that no end of the process can keep the one without the other; runs leased and never used are forgotten at a restart, since only `used` is kept.
 //! Absent: I/O, except that the owner is told what to grow and punch.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -320,9 +321,11 @@ impl Allocator {
         }
     }
 
-    /// Makes young freed blocks available that no reader can still reach.
-    pub fn reuse_young(&mut self, oldest_reader: u64) {
-        while let Some(front) = self.young_pending.front().filter(|f| f.era < oldest_reader) {
+    /// Makes young freed blocks available that no reader can still reach, once the record that freed them
+    /// is `written`: until then the end of the process would bring back the record that needs them.
+    pub fn reuse_young(&mut self, written: Seq, oldest_reader: u64) {
+        let free = |f: &&Freed| f.era < oldest_reader && f.seq <= written;
+        while let Some(front) = self.young_pending.front().filter(free) {
             let run = front.run;
             self.young_pending.pop_front();
             self.pending_blocks -= u64::from(run.len);
@@ -507,6 +510,21 @@ mod tests {
         assert_eq!(a.lease(1), Lease::Full, "a reader is still in era 5");
         a.reuse(Seq(2), 6);
         assert_eq!(leased(&mut a, 1), Run { start: run.start, len: 1 });
+    }
+
+    #[test]
+    fn a_young_freed_block_waits_until_its_record_is_written() {
+        let mut a = allocator();
+        a.grown(1);
+        a.capture(Seq(0));
+        let run = leased(&mut a, 4);
+        a.apply(Seq(1), 5, &[run], &[]).unwrap();
+        a.apply(Seq(2), 5, &[], &[run.start]).unwrap();
+        assert!(a.has_young_pending());
+        a.reuse_young(Seq(1), 6);
+        assert_eq!(a.pending_blocks(), 1, "a killed process would keep record 1 without record 2");
+        a.reuse_young(Seq(2), 6);
+        assert_eq!(a.pending_blocks(), 0);
     }
 
     #[test]

@@ -1,21 +1,51 @@
 //! The pool file: every byte of data and journal is read and written here.
 //!
 //! Invariants: offsets are multiples of 4096 for data; a failed sync stops the pool for good, because
-//! the kernel marks the pages clean and a second sync would lie; a short read or write is continued.
+//! the kernel marks the pages clean and a second sync would lie; a short read or write is continued;
+//! callers need not know whether the page cache is used, except that direct I/O writes whole blocks and
+//! has nothing in memory to read without waiting.
 //! Absent: meaning. This file knows bytes and offsets, nothing of journals or blocks.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
+use super::direct::{self, Direct};
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
+
+/// How long direct mode waits for the lock: transfers of a killed process hold it until they are done.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// Between two attempts to lock.
+const LOCK_AGAIN: Duration = Duration::from_millis(5);
+
+/// How the pool file is read and written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoMode {
+    /// Through the page cache.
+    #[default]
+    Buffered,
+    /// Past it (`O_DIRECT`): nothing waits for memory, and nothing is kept in memory.
+    Direct,
+}
+
+impl IoMode {
+    /// As the configuration writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            IoMode::Buffered => "buffered",
+            IoMode::Direct => "direct",
+        }
+    }
+}
 
 /// Buffers that one `pwritev` takes at most (the kernel's `UIO_MAXIOV`).
 pub const IOV_MAX: usize = 1024;
@@ -33,6 +63,7 @@ pub enum Nowait {
 #[derive(Debug)]
 pub struct PoolFile {
     file: Flock<File>,
+    direct: Option<Direct>,
     device: bool,
     stopped: AtomicBool,
     reason: OnceLock<String>,
@@ -42,20 +73,31 @@ impl PoolFile {
     /// Opens the file at `path` and locks it; `create` makes it and must not find one.
     ///
     /// # Errors
-    /// `InUse` when another process holds the lock.
-    pub fn open(path: &Path, create: bool) -> Result<PoolFile> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(create)
-            .open(path)
-            .map_err(|e| Error::io(format!("open {}", path.display()), &e))?;
-        let device = file.metadata().is_ok_and(|m| m.file_type().is_block_device());
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-            Error::new(ErrorKind::InUse, format!("{} is in use: {errno}", path.display()))
-                .hint("another rowd serves this pool; end it first")
+    /// `InUse` when another process holds the lock; `Unsupported` when the file system has no direct I/O.
+    pub fn open(path: &Path, create: bool, io: IoMode) -> Result<PoolFile> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(create);
+        if io == IoMode::Direct {
+            options.custom_flags(libc::O_DIRECT);
+        }
+        let file = options.open(path).map_err(|error| match io {
+            IoMode::Buffered => Error::io(format!("open {}", path.display()), &error),
+            IoMode::Direct => direct::open_error(path, &error),
         })?;
-        Ok(PoolFile { file, device, stopped: AtomicBool::new(false), reason: OnceLock::new() })
+        let device = file.metadata().is_ok_and(|m| m.file_type().is_block_device());
+        let file = lock(file, path, io)?;
+        let direct = match io {
+            IoMode::Buffered => None,
+            IoMode::Direct => Some(Direct::new(&file, path)?),
+        };
+        let (stopped, reason) = (AtomicBool::new(false), OnceLock::new());
+        Ok(PoolFile { file, direct, device, stopped, reason })
+    }
+
+    /// How it is read and written.
+    #[must_use]
+    pub fn mode(&self) -> IoMode {
+        if self.direct.is_some() { IoMode::Direct } else { IoMode::Buffered }
     }
 
     /// Whether the pool lives on a block device, which cannot grow.
@@ -110,9 +152,27 @@ impl PoolFile {
     /// # Errors
     /// The device refuses, or the file ends before.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.file
-            .read_exact_at(out, offset)
-            .map_err(|e| Error::io(format!("read pool bytes at {offset}"), &e))
+        let done = match &self.direct {
+            None => self.file.read_exact_at(out, offset),
+            Some(direct) => direct.read(&self.file, offset, out),
+        };
+        done.map_err(|e| Error::io(format!("read pool bytes at {offset}"), &e))
+    }
+
+    /// Reads whole blocks from several places, at once where the mode allows it.
+    ///
+    /// # Errors
+    /// As [`PoolFile::read`].
+    pub fn read_many(&self, list: &mut [(u64, &mut [u8])]) -> Result<()> {
+        match (&self.direct, &list) {
+            (Some(direct), [(first, _), ..]) => {
+                let first = *first;
+                direct
+                    .read_many(&self.file, list)
+                    .map_err(|e| Error::io(format!("read pool bytes from {first} on"), &e))
+            }
+            _ => list.iter_mut().try_for_each(|(offset, out)| self.read(*offset, out)),
+        }
     }
 
     /// Reads without waiting for the device: only what the page cache holds.
@@ -120,6 +180,9 @@ impl PoolFile {
     /// # Errors
     /// The device refuses.
     pub fn read_nowait(&self, offset: u64, out: &mut [u8]) -> Result<Nowait> {
+        if self.direct.is_some() {
+            return Ok(Nowait::WouldBlock);
+        }
         let iov = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: out.len() };
         let at = i64::try_from(offset).map_err(|_| Error::internal("offset beyond 63 bits"))?;
         // SAFETY: `iov` describes the exclusive borrow `out`, which outlives the call.
@@ -139,23 +202,47 @@ impl PoolFile {
         }
     }
 
-    /// Writes all of `data`.
+    /// Writes all of `data`; whole blocks in direct mode.
     ///
     /// # Errors
     /// The pool has stopped, or the device refuses.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.check_running()?;
-        self.file
-            .write_all_at(data, offset)
-            .map_err(|e| Error::io(format!("write pool bytes at {offset}"), &e))
+        let done = match &self.direct {
+            None => self.file.write_all_at(data, offset),
+            Some(direct) => {
+                direct.write(&self.file, std::iter::once((offset, 1)), &[IoSlice::new(data)])
+            }
+        };
+        done.map_err(|e| Error::io(format!("write pool bytes at {offset}"), &e))
     }
 
-    /// Writes the buffers one after the other from `offset` on.
+    /// Writes the buffers one after the other to stretches of the file, each told by its offset and its
+    /// number of buffers; whole blocks in direct mode, and all stretches at once.
     ///
     /// # Errors
     /// As [`PoolFile::write`].
-    pub fn write_vectored(&self, mut offset: u64, buffers: &mut [IoSlice<'_>]) -> Result<()> {
+    pub fn write_stretches(
+        &self,
+        stretches: impl Iterator<Item = (u64, usize)>,
+        buffers: &mut [IoSlice<'_>],
+    ) -> Result<()> {
         self.check_running()?;
+        if let Some(direct) = &self.direct {
+            return direct
+                .write(&self.file, stretches, buffers)
+                .map_err(|e| Error::io("write to the pool", &e));
+        }
+        let mut rest = buffers;
+        for (offset, count) in stretches {
+            let (now, behind) = rest.split_at_mut(count);
+            self.write_vectored(offset, now)?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    fn write_vectored(&self, mut offset: u64, buffers: &mut [IoSlice<'_>]) -> Result<()> {
         let mut rest = buffers;
         while !rest.is_empty() {
             let take = rest.len().min(IOV_MAX);
@@ -200,6 +287,9 @@ impl PoolFile {
 
     /// Asks the kernel to begin writing a range back, so that the next sync finds less to do.
     pub fn start_writeback(&self, offset: u64, length: u64) {
+        if self.direct.is_some() {
+            return;
+        }
         let (Ok(at), Ok(len)) = (i64::try_from(offset), i64::try_from(length)) else { return };
         // SAFETY: a plain system call on an owned descriptor; it gives no guarantee and needs none.
         let result = unsafe {
@@ -247,6 +337,25 @@ impl PoolFile {
         let flags = F::FALLOC_FL_PUNCH_HOLE | F::FALLOC_FL_KEEP_SIZE;
         nix::fcntl::fallocate(&*self.file, flags, at, len)
             .map_err(|e| Error::io(format!("punch a hole at {offset}"), &e.into()))
+    }
+}
+
+/// Locks the pool file against other daemons.
+fn lock(mut file: File, path: &Path, io: IoMode) -> Result<Flock<File>> {
+    let began = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((back, _)) if io == IoMode::Direct && began.elapsed() < LOCK_WAIT => {
+                file = back;
+                std::thread::sleep(LOCK_AGAIN);
+            }
+            Err((_, errno)) => {
+                let what = format!("{} is in use: {errno}", path.display());
+                return Err(Error::new(ErrorKind::InUse, what)
+                    .hint("another rowd serves this pool; end it first"));
+            }
+        }
     }
 }
 

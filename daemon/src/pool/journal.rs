@@ -5,13 +5,17 @@
 //! moves the head to the next page; a record never wraps and never overwrites one after the tail; every
 //! record tells the highest sequence known durable, so that damage to acknowledged records is told from
 //! a torn tail. Positions grow for ever; the place in the ring is the position modulo its length.
+//! In direct mode `append` puts the record into memory and `settle` writes it, for all who wait at once:
+//! no lock is held while the device works, and records reach the file in their order.
 //! Absent: what records mean (`map/record.rs`), and when the tail moves (`engine/checkpoint.rs`).
 
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::file::PoolFile;
+use super::aligned::Pages;
+use super::file::{IoMode, PoolFile};
+use super::outbox::{Outbox, Parcel};
 use super::superblock::{JOURNAL_START, Superblock};
 use crate::error::{Error, Result};
 use crate::faults;
@@ -29,6 +33,10 @@ pub const MIN_BYTES: u64 = 8 * MAX_RECORD as u64;
 const FULL_WAIT: Duration = Duration::from_millis(100);
 /// Ring space never handed out: one record of wrap padding, and one page of padding per sync in flight.
 const MARGIN: u64 = MAX_RECORD as u64 + 16 * BLOCK_SIZE;
+/// Bytes of records that may wait in memory before those who bring more write them out first.
+const WAITING_MAX: u64 = 4 * MAX_RECORD as u64;
+/// Bytes that a reader of the journal reads at a time: the largest record fits wherever it begins.
+const WINDOW: usize = 2 * MAX_RECORD;
 
 /// What the body of a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +90,8 @@ struct Head {
     last: Seq,
     reserved: u64,
     scratch: Vec<u8>,
+    /// In direct mode: the records that are not in the file yet.
+    outbox: Option<Outbox>,
 }
 
 #[derive(Debug)]
@@ -90,13 +100,26 @@ struct Syncing {
     durable: Seq,
 }
 
+/// Who writes the outbox to the file, and how far the file has got.
+#[derive(Debug)]
+struct Writing {
+    running: bool,
+    written: Seq,
+    /// What was written last, for its memory.
+    spare: Parcel,
+}
+
 /// The open journal.
 #[derive(Debug)]
 pub struct Journal {
     ring: Ring,
     opening: u32,
+    /// In direct mode: records reach the file by `settle`, not by `append`.
+    staged: bool,
     head: Mutex<Head>,
     room: Condvar,
+    writing: Mutex<Writing>,
+    wrote: Condvar,
     syncing: Mutex<Syncing>,
     synced: Condvar,
 }
@@ -117,14 +140,29 @@ impl Drop for Reservation<'_> {
 impl Journal {
     /// A journal that goes on after record `last` at `position`, with `tail` as its oldest needed record.
     #[must_use]
-    pub fn new(ring: Ring, opening: u32, position: u64, tail: u64, last: Seq) -> Journal {
+    pub fn new(
+        ring: Ring,
+        opening: u32,
+        position: u64,
+        tail: u64,
+        last: Seq,
+        io: IoMode,
+    ) -> Journal {
         let position = position.next_multiple_of(BLOCK_SIZE);
         let scratch = Vec::with_capacity(MAX_RECORD);
+        let outbox = (io == IoMode::Direct).then(|| Outbox::new(position));
         Journal {
             ring,
             opening,
-            head: Mutex::new(Head { position, tail, last, reserved: 0, scratch }),
+            staged: outbox.is_some(),
+            head: Mutex::new(Head { position, tail, last, reserved: 0, scratch, outbox }),
             room: Condvar::new(),
+            writing: Mutex::new(Writing {
+                running: false,
+                written: last,
+                spare: Parcel::default(),
+            }),
+            wrote: Condvar::new(),
             syncing: Mutex::new(Syncing { running: false, durable: last }),
             synced: Condvar::new(),
         }
@@ -135,10 +173,21 @@ impl Journal {
     ///
     /// # Errors
     /// What `full` says, as when the pool has stopped.
-    pub fn reserve(&self, bytes: usize, full: impl Fn() -> Result<()>) -> Result<Reservation<'_>> {
+    pub fn reserve(
+        &self,
+        file: &PoolFile,
+        bytes: usize,
+        full: impl Fn() -> Result<()>,
+    ) -> Result<Reservation<'_>> {
         debug_assert!(bytes + HEADER_BYTES <= MAX_RECORD, "callers split larger records");
         let bytes = (bytes + HEADER_BYTES) as u64 + BLOCK_SIZE;
         let mut head = self.head.lock();
+        if head.outbox.as_ref().is_some_and(|outbox| outbox.waiting() > WAITING_MAX) {
+            let last = head.last;
+            drop(head);
+            self.settle(file, last)?;
+            head = self.head.lock();
+        }
         while head.position - head.tail + head.reserved + bytes > self.ring.bytes - MARGIN {
             full()?;
             self.room.wait_for(&mut head, FULL_WAIT);
@@ -161,7 +210,10 @@ impl Journal {
         let mut scratch = std::mem::take(&mut head.scratch);
         let header = Header { opening: self.opening, seq, durable, kind };
         encode(&mut scratch, &self.ring, &header, body);
-        let written = file.write(JOURNAL_START + position % self.ring.bytes, &scratch);
+        let written = match &mut head.outbox {
+            None => file.write(JOURNAL_START + position % self.ring.bytes, &scratch),
+            Some(outbox) => file.check_running().inspect(|()| outbox.put(position, &scratch)),
+        };
         head.scratch = scratch;
         if let Err(error) = written {
             file.stop(&format!("the journal cannot be written: {}", error.message()));
@@ -170,6 +222,68 @@ impl Journal {
         head.position = position + length as u64;
         head.last = seq;
         Ok(seq)
+    }
+
+    /// Returns when the record `seq` and all before it are in the file, so that the end of the process
+    /// cannot lose them. At once where the page cache is used. Who waits holds no lock of the map.
+    ///
+    /// # Errors
+    /// The pool has stopped.
+    pub fn settle(&self, file: &PoolFile, seq: Seq) -> Result<()> {
+        if !self.staged {
+            return Ok(());
+        }
+        let mut state = self.writing.lock();
+        while state.written < seq {
+            file.check_running()?;
+            if state.running {
+                self.wrote.wait(&mut state);
+                continue;
+            }
+            state.running = true;
+            let spare = std::mem::take(&mut state.spare);
+            drop(state);
+            let (parcel, last) = self.take_out(spare);
+            let done = self.write_out(file, &parcel);
+            state = self.writing.lock();
+            state.running = false;
+            state.spare = parcel;
+            if done.is_ok() {
+                state.written = last;
+            }
+            self.wrote.notify_all();
+            done?;
+        }
+        Ok(())
+    }
+
+    /// The pages to be written, and the last record in them.
+    fn take_out(&self, spare: Parcel) -> (Parcel, Seq) {
+        let mut head = self.head.lock();
+        let last = head.last;
+        let parcel = head.outbox.as_mut().and_then(|outbox| outbox.take(spare));
+        (parcel.unwrap_or_default(), last)
+    }
+
+    fn write_out(&self, file: &PoolFile, parcel: &Parcel) -> Result<()> {
+        let (mut position, mut rest) = (parcel.position, parcel.bytes());
+        while !rest.is_empty() {
+            let place = position % self.ring.bytes;
+            let room = usize::try_from(self.ring.bytes - place).unwrap_or(usize::MAX);
+            let (now, behind) = rest.split_at(rest.len().min(room));
+            file.write(JOURNAL_START + place, now).inspect_err(|error| {
+                file.stop(&format!("the journal cannot be written: {}", error.message()));
+            })?;
+            (position, rest) = (position + now.len() as u64, behind);
+        }
+        Ok(())
+    }
+
+    /// The highest record that the end of the process cannot lose.
+    #[must_use]
+    pub fn written(&self) -> Seq {
+        // What is appended to the page cache is in the file.
+        if self.staged { self.writing.lock().written } else { Seq(u64::MAX) }
     }
 
     /// Makes everything appended before the call durable, sharing one sync among all who ask. Whoever
@@ -194,7 +308,7 @@ impl Journal {
         state.running = true;
         drop(state);
         let covered = self.close_page(begin);
-        let result = file.sync();
+        let result = self.settle(file, covered).and_then(|()| file.sync());
         let mut state = self.syncing.lock();
         state.running = false;
         if result.is_ok() {
@@ -315,7 +429,10 @@ pub struct Reader<'a> {
     limit: u64,
     last: Seq,
     opening: u32,
-    buffer: Vec<u8>,
+    /// A part of the ring, and its place: records are small, and each read of the device is not.
+    window: Pages,
+    place: u64,
+    filled: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -324,7 +441,8 @@ impl<'a> Reader<'a> {
     pub fn new(file: &'a PoolFile, ring: Ring, superblock: &Superblock) -> Reader<'a> {
         let (position, last) = (superblock.tail, superblock.checkpoint);
         let (limit, opening) = (position + ring.bytes, superblock.tail_opening);
-        Reader { file, ring, position, limit, last, opening, buffer: Vec::new() }
+        let window = Pages::zeroed(WINDOW);
+        Reader { file, ring, position, limit, last, opening, window, place: 0, filled: 0 }
     }
 
     /// The next record, or `None` at the end of what is valid.
@@ -364,15 +482,30 @@ impl<'a> Reader<'a> {
         if room < HEADER_BYTES {
             return Ok(None);
         }
-        self.buffer.resize(HEADER_BYTES, 0);
-        self.file.read(JOURNAL_START + place, &mut self.buffer)?;
-        let length = u32::from_le_bytes(self.buffer[8..12].try_into().expect("4 bytes")) as usize;
-        if self.buffer[..4] != MAGIC.to_le_bytes() || length > MAX_RECORD.min(room) {
+        let header = self.bytes(place, HEADER_BYTES)?;
+        let length = u32::from_le_bytes(header[8..12].try_into().expect("4 bytes")) as usize;
+        if header[..4] != MAGIC.to_le_bytes() || length > MAX_RECORD.min(room) {
             return Ok(None);
         }
-        self.buffer.resize(length.max(HEADER_BYTES), 0);
-        self.file.read(JOURNAL_START + place, &mut self.buffer)?;
-        Ok(decode(&self.buffer, &self.ring))
+        let ring = self.ring.clone();
+        Ok(decode(self.bytes(place, length.max(HEADER_BYTES))?, &ring))
+    }
+
+    /// A part of the ring, no longer than a record, from the window or moving it there.
+    fn bytes(&mut self, place: u64, length: usize) -> Result<&[u8]> {
+        let within = |at: u64| usize::try_from(place.checked_sub(at)?).ok();
+        let mut skip = within(self.place).filter(|skip| skip + length <= self.filled);
+        if skip.is_none() {
+            let start = place / BLOCK_SIZE * BLOCK_SIZE;
+            let room = usize::try_from(self.ring.bytes - start).unwrap_or(usize::MAX);
+            (self.place, self.filled) = (start, 0);
+            let window = &mut self.window[..WINDOW.min(room)];
+            self.file.read(JOURNAL_START + start, window)?;
+            self.filled = window.len();
+            skip = within(start);
+        }
+        let skip = skip.expect("the window begins at the page of the place");
+        Ok(&self.window[skip..skip + length])
     }
 
     /// Looks through the whole ring for proof that a record behind the end was once durable: then the

@@ -4,15 +4,20 @@
 //! is appended; one sync covers both, because they share a file.
 //! Absent: what blocks mean. Disks, snapshots and the metadata store are above.
 
+pub mod aligned;
 pub mod allocator;
 pub mod bitmap;
+mod direct;
 pub mod file;
 pub mod journal;
+mod outbox;
 pub mod readers;
+mod ring;
 pub mod superblock;
 
 use std::io::IoSlice;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -20,8 +25,9 @@ use parking_lot::{Condvar, Mutex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Pbn, Seq};
+use aligned::Pages;
 use allocator::{Allocator, Geometry, Lease, Run};
-use file::PoolFile;
+use file::{IoMode, PoolFile};
 use journal::{Journal, Kind, Ring};
 use readers::Readers;
 use superblock::Superblock;
@@ -75,14 +81,14 @@ impl Closed {
     ///
     /// # Errors
     /// The file exists, or the host has no space.
-    pub fn create(path: &Path, uuid: [u8; 16], layout: Layout) -> Result<Closed> {
+    pub fn create(path: &Path, uuid: [u8; 16], layout: Layout, io: IoMode) -> Result<Closed> {
         let device = path.exists();
         // Under another name until it is whole: a cut while it is made leaves no half pool behind.
         let draft = path.with_extension("new");
         if draft.exists() && !device {
             std::fs::remove_file(&draft).map_err(|e| Error::io("remove an old draft", &e))?;
         }
-        let file = PoolFile::open(if device { path } else { &draft }, !device)?;
+        let file = PoolFile::open(if device { path } else { &draft }, !device, io)?;
         let mut superblock = Superblock {
             uuid,
             generation: 0,
@@ -100,7 +106,10 @@ impl Closed {
         // Written, not only allocated: the first use of an unwritten extent costs a flush of its own. In
         // small pieces, because the page cache keeps a file in units as large as the writes that made it,
         // and a record that goes into a large unit makes the file system walk all of its blocks.
-        let zeros = [0u8; 4 * BLOCK_BYTES];
+        let zeros = Pages::zeroed(match io {
+            IoMode::Buffered => 4 * BLOCK_BYTES,
+            IoMode::Direct => 1 << 20,
+        });
         for at in (0..superblock.data_start() * BLOCK_SIZE).step_by(zeros.len()) {
             let left = superblock.data_start() * BLOCK_SIZE - at;
             let piece = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -121,19 +130,22 @@ impl Closed {
     ///
     /// # Errors
     /// `Exists`, saying what is there.
-    pub fn check_target(path: &Path) -> Result<()> {
-        if !path.exists() {
-            return Ok(());
+    pub fn check_target(path: &Path, io: IoMode) -> Result<()> {
+        if path.exists() {
+            return check_unused_device(path, &PoolFile::open(path, false, io)?);
         }
-        check_unused_device(path, &PoolFile::open(path, false)?)
+        match (io, path.parent()) {
+            (IoMode::Direct, Some(dir)) => direct::check_directory(dir),
+            _ => Ok(()),
+        }
     }
 
     /// Opens an existing pool file and reads its superblock.
     ///
     /// # Errors
     /// It is missing, locked or not a pool.
-    pub fn open(path: &Path) -> Result<Closed> {
-        let file = PoolFile::open(path, false)?;
+    pub fn open(path: &Path, io: IoMode) -> Result<Closed> {
+        let file = PoolFile::open(path, false, io)?;
         let superblock = Superblock::load(&file)?;
         Ok(Closed { file, superblock })
     }
@@ -170,7 +182,8 @@ impl Closed {
     pub fn start(self, position: u64, last: Seq, allocator: Allocator, host_reserve: u64) -> Pool {
         let ring = self.ring();
         let opening = self.superblock.opening;
-        let journal = Journal::new(ring, opening, position, self.superblock.tail, last);
+        let (tail, io) = (self.superblock.tail, self.file.mode());
+        let journal = Journal::new(ring, opening, position, tail, last, io);
         Pool {
             file: self.file,
             journal,
@@ -219,8 +232,8 @@ impl Pool {
     pub fn lease(&self, want: u32) -> Result<(Run, bool)> {
         let deadline = Instant::now() + FULL_WAIT;
         if self.with_allocator(|a| a.has_young_pending()) {
-            let oldest = self.readers.oldest();
-            self.with_allocator(|a| a.reuse_young(oldest));
+            let (oldest, written) = (self.readers.oldest(), self.journal.written());
+            self.with_allocator(|a| a.reuse_young(written, oldest));
         }
         loop {
             let answer = self.with_allocator(|a| a.lease(want));
@@ -245,7 +258,7 @@ impl Pool {
     /// # Errors
     /// The device refuses.
     pub fn prewrite(&self, run: Run) -> Result<()> {
-        static ZEROS: [u8; 16 * BLOCK_BYTES] = [0; 16 * BLOCK_BYTES];
+        static ZEROS: LazyLock<Pages> = LazyLock::new(|| Pages::zeroed(16 * BLOCK_BYTES));
         let mut buffers: Vec<IoSlice<'_>> = Vec::with_capacity(run.len as usize / 16 + 1);
         let mut left = run.len as usize * BLOCK_BYTES;
         while left > 0 {
@@ -253,7 +266,8 @@ impl Pool {
             buffers.push(IoSlice::new(&ZEROS[..piece]));
             left -= piece;
         }
-        self.file.write_vectored(run.start.offset(), &mut buffers)
+        let whole = std::iter::once((run.start.offset(), buffers.len()));
+        self.file.write_stretches(whole, &mut buffers)
     }
 
     /// Makes everything appended so far durable and lets what it freed be used again.
@@ -268,16 +282,19 @@ impl Pool {
         }
         let durable = result?;
         faults::fail_point("flush.synced");
-        let oldest = self.readers.oldest();
+        let (oldest, written) = (self.readers.oldest(), self.journal.written());
         self.with_allocator(|a| {
             a.reuse(durable, oldest);
-            a.reuse_young(oldest);
+            a.reuse_young(written, oldest);
         });
         Ok(durable)
     }
 
     /// Takes note of written data, for [`Pool::write_back`].
     pub fn wrote(&self, offset: u64, length: u64) {
+        if self.file.mode() == IoMode::Direct {
+            return;
+        }
         let mut behind = self.behind.lock();
         if behind.len() < BEHIND_MAX {
             behind.push((offset, length));
@@ -306,6 +323,15 @@ impl Pool {
     /// The pool has stopped.
     pub fn append(&self, kind: Kind, body: &[u8]) -> Result<Seq> {
         self.journal.append(&self.file, kind, body)
+    }
+
+    /// Returns when a record cannot be lost by the end of the process; see [`Journal::settle`].
+    ///
+    /// # Errors
+    /// The pool has stopped.
+    pub fn settle(&self, seq: Seq) -> Result<()> {
+        faults::fail_point("write.applied");
+        self.journal.settle(&self.file, seq)
     }
 
     /// Changes the superblock and stores it.

@@ -135,6 +135,7 @@ fn decode(page: &[u8]) -> Result<Superblock> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::file::IoMode;
 
     fn sample() -> Superblock {
         Superblock {
@@ -168,7 +169,7 @@ mod tests {
     #[test]
     fn the_older_copy_serves_when_the_newer_is_torn() {
         let dir = tempfile::tempdir().unwrap();
-        let file = PoolFile::open(&dir.path().join("pool"), true).unwrap();
+        let file = PoolFile::open(&dir.path().join("pool"), true, IoMode::Buffered).unwrap();
         file.grow(8192).unwrap();
         let mut sb = sample();
         sb.store(&file).unwrap();

@@ -12,6 +12,7 @@ use rowd::disk::lane::Lane;
 use rowd::engine::api::{Actor, DiskSpec, Rollback, SnapshotChange, SnapshotSpec, Tags};
 use rowd::engine::{Engine, Settings, Target};
 use rowd::error::{Error, ErrorKind};
+use rowd::pool::file::IoMode;
 use rowd::units::{BLOCK_SIZE, BlockRange, DiskId};
 use tempfile::TempDir;
 
@@ -38,6 +39,7 @@ pub fn settings(dir: &std::path::Path) -> Settings {
     Settings {
         dir: dir.to_owned(),
         pool: dir.join("pool"),
+        io: IoMode::Buffered,
         segment_bytes: SEGMENT_BLOCKS * BLOCK_SIZE,
         journal_bytes: 2 << 20,
         max_bytes: POOL_BLOCKS * BLOCK_SIZE,
@@ -61,6 +63,7 @@ pub struct Session {
 
 pub struct Machine {
     pub dir: TempDir,
+    io: IoMode,
     engine: Option<Arc<Engine>>,
     pub reference: Reference,
     pub sessions: HashMap<DiskId, Session>,
@@ -72,12 +75,21 @@ pub struct Machine {
 
 impl Machine {
     pub fn new() -> Result<Machine, String> {
-        // In memory: the model test is about states, not about devices.
-        let dir = tempfile::Builder::new().prefix("rowd-model-").tempdir_in("/dev/shm");
+        Machine::in_mode(IoMode::Buffered)
+    }
+
+    pub fn in_mode(io: IoMode) -> Result<Machine, String> {
+        // In memory: the model test is about states, not about devices. Not all kernels do direct I/O there.
+        let place = match io {
+            IoMode::Buffered => "/dev/shm",
+            IoMode::Direct => "/var/tmp",
+        };
+        let dir = tempfile::Builder::new().prefix("rowd-model-").tempdir_in(place);
         let dir = dir.map_err(|e| e.to_string())?;
-        let engine = Engine::open(settings(dir.path())).map_err(text)?;
+        let engine = Engine::open(Settings { io, ..settings(dir.path()) }).map_err(text)?;
         let mut machine = Machine {
             dir,
+            io,
             engine: Some(engine),
             reference: Reference::default(),
             sessions: HashMap::new(),
@@ -399,7 +411,7 @@ impl Machine {
     }
 
     pub fn open(&mut self) -> Outcome {
-        let opened = Engine::open(settings(self.dir.path()));
+        let opened = Engine::open(Settings { io: self.io, ..settings(self.dir.path()) });
         self.engine = Some(opened.map_err(|e| format!("open: {e}"))?);
         self.dirtied = 0;
         Ok(())

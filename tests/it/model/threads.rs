@@ -14,6 +14,7 @@ use rowd::disk::write::Op as Request;
 use rowd::engine::api::{DiskSpec, SnapshotSpec, Tags};
 use rowd::engine::{Engine, Settings};
 use rowd::error::ErrorKind;
+use rowd::pool::file::IoMode;
 use rowd::units::{BLOCK_SIZE, ByteRange, DiskId, SnapshotId};
 use rowd_tests::wait;
 
@@ -146,10 +147,21 @@ fn keeper(engine: &Arc<Engine>, disks: &[(DiskId, Arc<AtomicU64>)]) -> Outcome {
 /// leaks or mixes a block.
 #[test]
 fn snapshots_under_writers_are_exact_cuts() -> Outcome {
+    run_beside_each_other(IoMode::Buffered, "/dev/shm")
+}
+
+/// Promise: the same holds past the page cache, where a change is seen before its record is written.
+#[test]
+fn snapshots_under_writers_in_direct_mode_are_exact_cuts() -> Outcome {
+    run_beside_each_other(IoMode::Direct, "/var/tmp")
+}
+
+fn run_beside_each_other(io: IoMode, place: &str) -> Outcome {
     println!("seed {SEED}; the threads' order is the machine's");
-    let dir = tempfile::Builder::new().prefix("rowd-threads-").tempdir_in("/dev/shm");
+    let dir = tempfile::Builder::new().prefix("rowd-threads-").tempdir_in(place);
     let dir = dir.map_err(|e| e.to_string())?;
     let settings = Settings {
+        io,
         background: true,
         max_bytes: 64 << 20,
         quota_manual: 64,

@@ -23,6 +23,7 @@ use super::rng::Rng;
 use super::stamp::SECTOR;
 use super::verify::verify;
 use super::world::World;
+use super::{Modes, with_mode};
 use crate::client::Client;
 use crate::process::{Daemon, Setup};
 use crate::{tool, wait};
@@ -58,6 +59,7 @@ const CHECK_EVERY: u64 = 5;
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Totals {
     pub seed: u64,
+    pub starts: BTreeMap<String, u64>,
     pub kills: u64,
     pub kills_at_random: u64,
     pub kills_while_starting: u64,
@@ -83,20 +85,21 @@ enum End {
 /// A run of rounds.
 struct Campaign {
     program: PathBuf,
+    modes: Modes,
     rng: Rng,
     totals: Totals,
     /// Fail points are taken in turn.
     next_point: usize,
 }
 
-/// Kills the daemon `program` at least `kills` times.
+/// Kills the daemon `program`, in one of `modes` at each start, at least `kills` times.
 ///
 /// # Panics
 /// A promise is broken. The seed and the pool are printed.
 #[must_use]
-pub fn run(program: PathBuf, seed: u64, kills: u64) -> Totals {
+pub fn run(program: PathBuf, modes: Modes, seed: u64, kills: u64) -> Totals {
     let totals = Totals { seed, ..Totals::default() };
-    let mut campaign = Campaign { program, rng: Rng::new(seed), totals, next_point: 0 };
+    let mut campaign = Campaign { program, modes, rng: Rng::new(seed), totals, next_point: 0 };
     while campaign.totals.kills < kills {
         let left = kills - campaign.totals.kills;
         campaign.pool(left.min(ROUNDS_PER_POOL));
@@ -145,8 +148,10 @@ impl Campaign {
     }
 
     /// Starts the daemon, to end at a fail point if one is given; `false` when it ended at once.
-    fn start(&self, daemon: &mut Daemon, point: Option<(&str, u64)>) -> bool {
-        let setup = Setup::default().program(&self.program).config(CONFIG);
+    fn start(&mut self, daemon: &mut Daemon, point: Option<(&str, u64)>) -> bool {
+        let mode = *self.rng.pick(self.modes);
+        *self.totals.starts.entry(mode.name().to_owned()).or_default() += 1;
+        let setup = Setup::default().program(&self.program).config(&with_mode(CONFIG, mode));
         let setup = match point {
             Some((name, count)) => setup.env("ROWD_FAIL_POINT", &format!("{name}:{count}")),
             None => setup,
@@ -170,7 +175,7 @@ impl Campaign {
         let name = FAIL_POINTS[self.next_point % FAIL_POINTS.len()];
         self.next_point += 1;
         let most = match name {
-            "write.staged" | "write.journaled" => 600,
+            "write.staged" | "write.journaled" | "write.applied" => 600,
             "flush.synced" => 80,
             "snapshot.journaled" | "reclaim.step" => 5,
             "rollback.journaled" => 2,

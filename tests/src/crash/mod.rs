@@ -20,3 +20,14 @@ pub mod rng;
 pub mod stamp;
 pub mod verify;
 pub mod world;
+
+use rowd::pool::file::IoMode;
+
+/// The modes of the pool that the daemons of a run use, one of them at each start.
+pub type Modes = &'static [IoMode];
+
+/// A configuration with the mode of the pool set.
+#[must_use]
+pub fn with_mode(config: &str, mode: IoMode) -> String {
+    config.replacen("[pool]", &format!("[pool]\nio = \"{}\"", mode.name()), 1)
+}

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rowd::config::Config;
 use rowd::disk::lane::Lane;
 use rowd::engine::{Engine, Settings};
+use rowd::pool::file::IoMode;
 use rowd::units::ByteRange;
 
 use super::CONFIG;
@@ -59,9 +60,15 @@ struct Cut<'a> {
 ///
 /// # Panics
 /// The file system itself cannot be mounted.
-pub fn check(recording: &Recording, cut: u64, image: &Path, point: &Path) -> Result<u64, String> {
+pub fn check(
+    recording: &Recording,
+    cut: u64,
+    image: &Path,
+    point: &Path,
+    io: IoMode,
+) -> Result<u64, String> {
     let mounted = Mounted::new(image, point);
-    let settings = settings(&mounted.point.join("pool"));
+    let settings = Settings { io, ..settings(&mounted.point.join("pool")) };
     let (first, records) = open_and_show(&settings, true)?;
     Cut { recording, at: cut }.judge(&first)?;
     let (second, _) = open_and_show(&settings, false).map_err(|e| format!("opened again: {e}"))?;

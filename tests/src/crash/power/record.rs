@@ -19,6 +19,7 @@ use crate::crash::history::{Clock, Log};
 use crate::crash::load::{Lane, Style, lock};
 use crate::crash::rng::Rng;
 use crate::crash::stamp::{SECTOR, Value};
+use crate::crash::{Modes, with_mode};
 use crate::mount;
 use crate::process::{Daemon, Setup};
 use crate::tool;
@@ -86,9 +87,10 @@ struct Rig {
 /// # Panics
 /// A tool is missing, or the daemon refuses something.
 #[must_use]
-pub fn record(program: &Path, rng: &mut Rng) -> Recording {
+pub fn record(program: &Path, modes: Modes, rng: &mut Rng) -> Recording {
     let clock = Arc::new(Clock::default());
     let (mut rig, begin) = Rig::new(program, &clock);
+    rig.choose_mode(modes, rng);
     rig.daemon.start();
     let ready = clock.tick();
     let disks = make_disks(&rig.daemon, &clock);
@@ -96,7 +98,9 @@ pub fn record(program: &Path, rng: &mut Rng) -> Recording {
     for life in 0..LIVES {
         live(&rig.daemon, &clock, &disks, &mut snapshots, rng);
         if life + 1 < LIVES {
-            rig.daemon.crash();
+            rig.daemon.kill();
+            rig.choose_mode(modes, rng);
+            rig.daemon.start();
         }
     }
     rig.daemon.kill();
@@ -122,6 +126,11 @@ impl Rig {
         let daemon = Setup::default().program(program).config(CONFIG).prepare();
         symlink(&pool, daemon.dir()).expect("the daemon's directory on the recorded disk");
         (Rig { daemon, _mounted: mounted, device, _home: home }, begin)
+    }
+
+    fn choose_mode(&mut self, modes: Modes, rng: &mut Rng) {
+        let config = with_mode(CONFIG, *rng.pick(modes));
+        self.daemon.change_setup(|setup| setup.config(&config));
     }
 }
 

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::check::{check, scratch};
 use super::record::{Recording, record};
 use super::state::Durable;
+use crate::crash::Modes;
 use crate::crash::rng::Rng;
 
 /// States from one recording: more of them find less that is new.
@@ -31,24 +32,30 @@ pub struct Totals {
     pub records_replayed: u64,
 }
 
-/// Judges `states` states.
+/// Judges `states` states of daemons in `modes`.
 ///
 /// # Panics
 /// A promise is broken. The seed is printed, and the state is kept.
 #[must_use]
-pub fn run(program: &Path, seed: u64, states: u64) -> Totals {
+pub fn run(program: &Path, modes: Modes, seed: u64, states: u64) -> Totals {
     let mut totals = Totals { seed, ..Totals::default() };
     let mut rng = Rng::new(seed);
     while totals.states < states {
-        let recording = record(program, &mut rng);
+        let recording = record(program, modes, &mut rng);
         totals.note(&recording);
         let count = (states - totals.states).min(STATES_PER_RECORDING);
-        judge_states(&recording, count, &mut rng, &mut totals);
+        judge_states(&recording, modes, count, &mut rng, &mut totals);
     }
     totals
 }
 
-fn judge_states(recording: &Recording, count: u64, rng: &mut Rng, totals: &mut Totals) {
+fn judge_states(
+    recording: &Recording,
+    modes: Modes,
+    count: u64,
+    rng: &mut Rng,
+    totals: &mut Totals,
+) {
     let home = TempDir::with_prefix_in("rowd-states-", scratch()).expect("a temporary directory");
     let (image, point) = (home.path().join("image"), home.path().join("mnt"));
     std::fs::create_dir(&point).expect("a mount point");
@@ -56,7 +63,7 @@ fn judge_states(recording: &Recording, count: u64, rng: &mut Rng, totals: &mut T
     for cut in choose_cuts(recording, count, rng) {
         let choices = rng.fork();
         durable.state(cut, &mut choices.clone(), &image).expect("write a state");
-        match check(recording, cut, &image, &point) {
+        match check(recording, cut, &image, &point, *rng.pick(modes)) {
             Ok(records) => totals.records_replayed += records,
             Err(error) => {
                 let number = totals.states;
