@@ -12,6 +12,7 @@ use std::time::Duration;
 use rowd_proto::size::Size;
 use serde::Deserialize;
 
+use crate::attach;
 use crate::engine::{MAX_POOL_BYTES, Settings};
 use crate::error::{Error, Result};
 use crate::pool::file::IoMode;
@@ -29,6 +30,15 @@ struct Raw {
     control: RawControl,
     quota: RawQuota,
     background: RawBackground,
+    attach: RawAttach,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawAttach {
+    connections: Option<u64>,
+    dead_connection_s: Option<u64>,
+    retry_s: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -87,6 +97,7 @@ pub struct Config {
     pub control_socket: PathBuf,
     pub read_only_socket: PathBuf,
     pub control_gids: Vec<u32>,
+    pub attach: attach::Settings,
 }
 
 impl Config {
@@ -136,7 +147,18 @@ fn check(raw: Raw, dir: &Path) -> Result<Config> {
         control_socket: beside(raw.control.socket.clone(), "control.sock"),
         read_only_socket: beside(raw.control.read_only_socket.clone(), "control-ro.sock"),
         control_gids: raw.control.gids.clone(),
+        attach: attach_settings(&raw.attach)?,
         settings: settings(&raw, dir)?,
+    })
+}
+
+fn attach_settings(raw: &RawAttach) -> Result<attach::Settings> {
+    let connections = in_range("attach.connections", raw.connections, 2, 2..=8)?;
+    let dead = in_range("attach.dead_connection_s", raw.dead_connection_s, 600, 1..=86400)?;
+    Ok(attach::Settings {
+        connections: usize::try_from(connections).unwrap_or(usize::MAX),
+        dead_connection: Duration::from_secs(dead),
+        retry: Duration::from_secs(in_range("attach.retry_s", raw.retry_s, 3, 1..=30)?),
     })
 }
 
@@ -232,6 +254,8 @@ mod tests {
             ("[background]\nflush_ms = 5000", "background.flush_ms"),
             ("[pool]\nmap_cache = \"lots\"", "pool.map_cache"),
             ("[pool]\nio = \"fast\"", "pool.io"),
+            ("[attach]\nconnections = 1", "attach.connections"),
+            ("[attach]\nretry_s = 0", "attach.retry_s"),
         ] {
             let error = Config::parse(text, None).unwrap_err();
             assert!(error.message().contains(part), "{text}: {error}");

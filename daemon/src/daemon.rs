@@ -1,7 +1,7 @@
 //! The daemon: opens the engine, serves its sockets until a signal, and closes in order.
 //!
-//! Invariants: systemd is told `READY` when clients can connect; at the end connections go first, the
-//! engine last, so that nothing is answered that is not kept.
+//! Invariants: systemd is told `READY` when clients can connect and what was attached is attached again;
+//! at the end connections go first, the engine last, so that nothing is answered that is not kept.
 //! Absent: the command line (`main.rs`).
 
 use std::sync::Arc;
@@ -11,75 +11,132 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::attach::Attach;
 use crate::config::Config;
-use crate::control::{self, Access, Control, Role};
+use crate::control::{self, Access, Control, Role, Services};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::nbd::Server;
-use crate::nbd::activation::inherited_sockets;
+use crate::handover;
+use crate::nbd::activation::{Inherited, InheritedFd, inherited};
 use crate::nbd::listen::{Listener, bind_tcp, bind_unix};
+use crate::nbd::{Resumed, Server};
 
 /// How long connections may take to end at shutdown.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How long connections may take to come to a message boundary. One client that stops in the middle of a
+/// message must not keep the others waiting for long.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
 
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// The pool cannot be opened or a socket cannot be bound.
 pub fn run(config: &Config) -> Result<()> {
+    let inherited = inherited()?;
     let engine = Engine::open(config.settings.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|e| Error::io("start the runtime", &e))?;
-    let served = runtime.block_on(serve(config, &engine));
+    let server = Server::new(&engine, config.busy_poll)?;
+    let attach = Attach::new(&engine, &server, config.attach)?;
+    let daemon = Daemon { services: Services { engine, attach }, server };
+    let served = runtime.block_on(daemon.serve(config, inherited));
+    // Before the connections, so that they stand still for as short as possible.
     runtime.shutdown_timeout(DRAIN_LIMIT);
-    served.and(engine.close())
+    let left = daemon.leave();
+    served.and(left).and(daemon.services.engine.close())
 }
 
-async fn serve(config: &Config, engine: &Arc<Engine>) -> Result<()> {
-    let (stop, stopped) = watch::channel(false);
-    let server = Server::new(engine, config.busy_poll)?;
-    let mut tasks = JoinSet::new();
-    for listener in listeners(config)? {
-        tracing::info!(address = listener.address(), "serving NBD");
-        tasks.spawn(Arc::clone(&server).serve(listener, stopped.clone()));
+/// The parts of the daemon.
+struct Daemon {
+    services: Services,
+    server: Arc<Server>,
+}
+
+impl Daemon {
+    /// Serves until a signal; connections are still served afterwards.
+    async fn serve(&self, config: &Config, inherited: Inherited) -> Result<()> {
+        let (stop, stopped) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        let listeners = listeners(config, inherited.listening)?;
+        let controls = [
+            (control::bind(&config.control_socket, 0o660)?, Role::Admin),
+            (control::bind(&config.read_only_socket, 0o660)?, Role::Observer),
+        ];
+        self.take_over(inherited.stored);
+        for listener in listeners {
+            tracing::info!(address = listener.address(), "serving NBD");
+            tasks.spawn(Arc::clone(&self.server).serve(listener, stopped.clone()));
+        }
+        let access = Access { gids: config.control_gids.clone() };
+        for (listener, role) in controls {
+            let (services, access, stopped) =
+                (self.services.clone(), access.clone(), stopped.clone());
+            tasks.spawn(async move {
+                if let Err(error) = Control::serve(services, listener, role, access, stopped).await
+                {
+                    tracing::error!(%error, "control socket");
+                }
+            });
+        }
+        notify(&[sd_notify::NotifyState::Ready]);
+        tracing::info!(dir = %config.settings.dir.display(), "ready");
+        wait_for_signal().await?;
+        notify(&[sd_notify::NotifyState::Stopping]);
+        tracing::info!("stopping");
+        stop.send_replace(true);
+        while tasks.join_next().await.is_some() {}
+        remove_sockets(config);
+        Ok(())
     }
-    let access = Access { gids: config.control_gids.clone() };
-    for (path, role, mode) in [
-        (&config.control_socket, Role::Admin, 0o660),
-        (&config.read_only_socket, Role::Observer, 0o660),
-    ] {
-        let listener = control::bind(path, mode)?;
-        let (engine, access, stopped) = (Arc::clone(engine), access.clone(), stopped.clone());
-        tasks.spawn(async move {
-            if let Err(error) = Control::serve(engine, listener, role, access, stopped).await {
-                tracing::error!(%error, "control socket");
+
+    /// Goes on with the connections of the process before, and attaches what should be attached.
+    fn take_over(&self, stored: Vec<InheritedFd>) {
+        let (devices, others): (Vec<_>, Vec<_>) =
+            handover::take(stored).into_iter().partition(|(_, kept)| kept.device.is_some());
+        // Kernel devices first: what waits for them may be what everything else needs.
+        self.services.attach.restore(devices);
+        for (fd, kept) in others {
+            let peer = kept.peer.clone();
+            if let Err(error) = self.server.resume(Resumed { fd, kept, device: None }) {
+                tracing::warn!(%error, peer, "a connection is closed");
             }
-        });
+        }
     }
-    notify(&[sd_notify::NotifyState::Ready]);
-    tracing::info!(dir = %config.settings.dir.display(), "ready");
-    wait_for_signal().await?;
-    notify(&[sd_notify::NotifyState::Stopping]);
-    tracing::info!("stopping");
-    stop.send_replace(true);
-    engine.hang_up_all();
-    while tasks.join_next().await.is_some() {}
-    if !server.drained(DRAIN_LIMIT).await {
-        tracing::warn!("some connections did not end in time");
+
+    /// Ends the connections, or hands them over where there is somebody to take them.
+    fn leave(&self) -> Result<()> {
+        let Services { engine, attach, .. } = &self.services;
+        attach.stop();
+        let hands_over = handover::possible();
+        if hands_over {
+            // Leaves less to do between the last answer here and the first of the next process.
+            engine.checkpoint()?;
+            self.server.leave()?;
+        } else {
+            engine.hang_up_all();
+        }
+        if !self.server.drained(if hands_over { HAND_OVER_LIMIT } else { DRAIN_LIMIT }) {
+            tracing::warn!("some connections did not end in time");
+            engine.hang_up_all();
+            if !self.server.drained(DRAIN_LIMIT) {
+                tracing::warn!("some connections are cut off");
+            }
+        }
+        let kept = self.server.take_kept();
+        tracing::info!(connections = kept.len(), "handed over");
+        handover::store(kept)
     }
-    remove_sockets(config);
-    Ok(())
 }
 
-fn listeners(config: &Config) -> Result<Vec<Listener>> {
+fn listeners(config: &Config, inherited: Vec<InheritedFd>) -> Result<Vec<Listener>> {
     let mut all = vec![bind_unix(&config.nbd_socket, config.nbd_socket_mode)?];
     for address in &config.tcp {
         all.push(bind_tcp(*address)?);
     }
-    for socket in inherited_sockets()? {
+    for socket in inherited {
         all.push(Listener::from_fd(socket.fd)?);
     }
     Ok(all)

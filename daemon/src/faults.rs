@@ -36,6 +36,7 @@ pub const SEEDED_FAULTS: &[&str] = &[
     "h8-reply-with-last-cookie",
     "h9-retry-after-failed-sync",
     "h10-directory-not-synced",
+    "h11-retry-overtakes",
 ];
 
 #[cfg(feature = "faults")]

@@ -5,6 +5,7 @@
 //! (the file). `engine` owns them and the catalogue; `control` serves `rowctl`. ARCHITECTURE.md draws it.
 //! Absent here: everything but the list of modules.
 
+pub mod attach;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -14,6 +15,7 @@ pub mod engine;
 pub mod error;
 pub mod faults;
 pub mod freeze;
+mod handover;
 pub mod map;
 pub mod meta;
 pub mod nbd;

@@ -1,7 +1,7 @@
 //! Disks on the wire.
 //!
 //! Invariants: a `disk` parameter takes an id, a unique prefix of one, or a name.
-//! Absent: attaching to the kernel, which happens on the client's side of NBD.
+//! Absent: mounting, which `rowctl` does as whoever asks.
 
 use serde::{Deserialize, Serialize};
 
@@ -116,6 +116,29 @@ pub struct DiskUndo {
     pub force: bool,
 }
 
+/// Makes a kernel device, `/dev/nbdN`, of a disk. It is remembered and made again at each start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskAttach {
+    pub disk: String,
+    /// `/dev/nbdN`; one that is free without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The kernel refuses writes.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// Takes the kernel device of a disk away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskDetach {
+    pub disk: String,
+    /// Even if it is in use: its user gets I/O errors.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// The reply to `disk.list`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disks {
@@ -143,6 +166,31 @@ pub struct Disk {
     pub instance_name: String,
     pub tags: Tags,
     pub clients: Vec<Client>,
+    /// Its kernel device, if it has one or should have one.
+    #[serde(default)]
+    pub attachment: Option<Attachment>,
+}
+
+/// The kernel device of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// `/dev/nbdN`.
+    pub device: String,
+    pub read_only: bool,
+    pub state: AttachmentState,
+    /// Why it failed.
+    pub message: Option<String>,
+}
+
+/// How a kernel device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachmentState {
+    /// The daemon has not come to it yet.
+    Pending,
+    Attached,
+    /// There is no device, see the message; `disk.attach` tries again.
+    Failed,
 }
 
 /// Where a disk comes from.

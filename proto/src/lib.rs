@@ -22,8 +22,9 @@ mod tag;
 mod time;
 
 pub use disk::{
-    Client, Disk, DiskCreate, DiskDelete, DiskList, DiskReinit, DiskRename, DiskResize,
-    DiskRollback, DiskSet, DiskShow, DiskUndo, Disks, Origin, RolledBack,
+    Attachment, AttachmentState, Client, Disk, DiskAttach, DiskCreate, DiskDelete, DiskDetach,
+    DiskList, DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow, DiskUndo, Disks,
+    Origin, RolledBack,
 };
 pub use error::{EXIT_CODES, ErrorBody, ErrorKind, ExitMeaning, exit};
 pub use event::{Event, EventsFrom, EventsList, EventsPage, EventsSubscribe};

@@ -9,13 +9,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    Chain, ChainList, ChainShow, Chains, DiffPage, Disk, DiskCreate, DiskDelete, DiskList,
-    DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow, DiskUndo, Disks, Done,
-    EventsFrom, EventsList, EventsPage, EventsSubscribe, Group, GroupCreate, GroupDelete,
-    GroupDeleted, GroupList, GroupRollback, GroupRolledBack, GroupSet, GroupShow, Groups, Instance,
-    InstanceAdd, InstanceList, InstanceRemove, InstanceRemoved, InstanceSet, InstanceShow,
-    Instances, Job, JobCancel, JobList, JobShow, Jobs, PoolResize, PoolShow, PoolStatus,
-    RolledBack, ScrubStart, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotDeleted,
+    Chain, ChainList, ChainShow, Chains, DiffPage, Disk, DiskAttach, DiskCreate, DiskDelete,
+    DiskDetach, DiskList, DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow,
+    DiskUndo, Disks, Done, EventsFrom, EventsList, EventsPage, EventsSubscribe, Group, GroupCreate,
+    GroupDelete, GroupDeleted, GroupList, GroupRollback, GroupRolledBack, GroupSet, GroupShow,
+    Groups, Instance, InstanceAdd, InstanceList, InstanceRemove, InstanceRemoved, InstanceSet,
+    InstanceShow, Instances, Job, JobCancel, JobList, JobShow, Jobs, PoolResize, PoolShow,
+    PoolStatus, RolledBack, ScrubStart, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotDeleted,
     SnapshotDiff, SnapshotList, SnapshotSet, SnapshotShow, Snapshots, Tagged, TagsRemove, TagsSet,
 };
 
@@ -104,6 +104,8 @@ methods! {
     DiskSet = "disk.set", Admin => Disk;
     DiskRollback = "disk.rollback", Admin => RolledBack;
     DiskUndo = "disk.undo", Admin => RolledBack;
+    DiskAttach = "disk.attach", Admin => Disk;
+    DiskDetach = "disk.detach", Admin => Disk;
     SnapshotCreate = "snapshot.create", Admin => Snapshot;
     SnapshotList = "snapshot.list", Read => Snapshots;
     SnapshotShow = "snapshot.show", Read => Snapshot;

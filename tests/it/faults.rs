@@ -6,6 +6,7 @@
 
 mod engine;
 mod found;
+mod kernel;
 mod wire;
 
 use std::fs::File;
@@ -34,6 +35,7 @@ fn scenario(name: &str) -> Outcome {
         "h8-reply-with-last-cookie" => wire::each_reply_names_its_request(),
         "h9-retry-after-failed-sync" => wire::a_failed_sync_is_never_forgotten(),
         "h10-directory-not-synced" => wire::a_new_pool_is_in_its_directory(),
+        "h11-retry-overtakes" => kernel::a_request_sent_twice(),
         other => Err(format!("there is no scenario for {other}")),
     }
 }

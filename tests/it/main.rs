@@ -7,6 +7,7 @@
     reason = "a helper of a test may fail the test as the test itself may"
 )]
 
+mod attach;
 mod chains;
 mod cli;
 mod clients;

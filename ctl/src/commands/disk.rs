@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use rowd_proto::{
-    Disk, DiskCreate, DiskDelete, DiskList, DiskReinit, DiskRename, DiskResize, DiskRollback,
-    DiskSet, DiskShow, DiskUndo, LOCAL_INSTANCE, RolledBack,
+    Attachment, AttachmentState, Disk, DiskAttach, DiskCreate, DiskDelete, DiskDetach, DiskList,
+    DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow, DiskUndo, LOCAL_INSTANCE,
+    RolledBack,
 };
 
 use crate::client::Client;
@@ -78,6 +79,22 @@ The first contents are those of the snapshot the disk was made from, or nothing.
 
 Newer snapshots stay. With --force connected clients are disconnected.")]
     Rollback(Rollback),
+    /// Make a kernel device, /dev/nbdN, of a disk
+    #[command(after_help = "Examples:
+  rowctl disk attach data1
+  rowctl disk attach data1 --device /dev/nbd7
+  mount /dev/disk/by-id/rowd-data1 /srv
+
+The daemon remembers it and attaches the disk again at each start. Needs root for the daemon,
+and the kernel's NBD client: modprobe nbd.")]
+    Attach(Attach),
+    /// Take the kernel device of a disk away
+    #[command(after_help = "Examples:
+  rowctl disk detach data1
+  rowctl disk detach data1 --force     whoever uses it gets I/O errors
+
+A device that is mounted or otherwise in use is refused, and its users are named.")]
+    Detach(Detach),
     /// Copy a disk or snapshot to a file
     #[command(after_help = "Examples:
   rowctl disk export data1@monday /backup/data1.img
@@ -195,6 +212,27 @@ pub struct Rollback {
     force: bool,
 }
 
+#[derive(Args, Debug)]
+pub struct Attach {
+    /// Name or id
+    disk: String,
+    /// The device to make; without it the lowest one that is free
+    #[arg(long, value_name = "/dev/nbdN")]
+    device: Option<String>,
+    /// Refuse writes
+    #[arg(long)]
+    read_only: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Detach {
+    /// Name or id
+    disk: String,
+    /// Even if it is in use
+    #[arg(long)]
+    force: bool,
+}
+
 /// File formats of disks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum FileFormat {
@@ -250,6 +288,12 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
             print(&context.client()?.call(&request)?, context)?;
         }
         Verb::Rollback(args) => rollback(args, context)?,
+        Verb::Attach(Attach { disk, device, read_only }) => {
+            print(&context.client()?.call(&DiskAttach { disk, device, read_only })?, context)?;
+        }
+        Verb::Detach(Detach { disk, force }) => {
+            print(&context.client()?.call(&DiskDetach { disk, force })?, context)?;
+        }
         Verb::Export(args) => copy::export(&args, context)?,
         Verb::Import(args) => copy::import(args, context)?,
     }
@@ -376,12 +420,37 @@ fn fields(disk: &Disk, output: &Output) -> String {
     fields.add_some("instance", other_instance(disk));
     fields.add_some("tags", Some(render::tags(&disk.tags)));
     fields.add_some("clients", Some(clients(&disk.clients)));
+    fields.add_some("device", disk.attachment.as_ref().map(device));
     fields.render(output)
 }
 
 /// The instance of a disk; this host goes without saying.
 fn other_instance(disk: &Disk) -> Option<String> {
     (disk.instance_name != LOCAL_INSTANCE).then(|| disk.instance_name.clone())
+}
+
+/// The kernel device in a few words.
+fn device(attachment: &Attachment) -> String {
+    let Attachment { device, read_only, state, message } = attachment;
+    let read_only = if *read_only { ", read-only" } else { "" };
+    match state {
+        AttachmentState::Attached => format!("{device}{read_only}"),
+        AttachmentState::Pending => format!("{device}{read_only} (not yet attached)"),
+        AttachmentState::Failed => {
+            let why = message.as_deref().unwrap_or("unknown reason");
+            format!("none: {device} could not be attached: {why}")
+        }
+    }
+}
+
+/// What is unusual about a disk.
+fn note(disk: &Disk) -> String {
+    let read_only = disk.read_only.then(|| "read-only".to_owned());
+    let attached = disk.attachment.as_ref().map(|attachment| match attachment.state {
+        AttachmentState::Failed => format!("{} failed", attachment.device),
+        AttachmentState::Attached | AttachmentState::Pending => attachment.device.clone(),
+    });
+    read_only.into_iter().chain(attached).collect::<Vec<_>>().join(", ")
 }
 
 fn table(disks: &[Disk], output: &Output) -> String {
@@ -406,7 +475,7 @@ fn table(disks: &[Disk], output: &Output) -> String {
             render::count(u64::try_from(disk.clients.len()).unwrap_or(u64::MAX)),
             other_instance(disk).unwrap_or_default().into(),
             output.time(disk.created_at).into(),
-            if disk.read_only { "read-only".into() } else { "".into() },
+            note(disk).into(),
         ]);
     }
     columns.render(output)

@@ -29,7 +29,7 @@ use crate::error::{Error, ErrorKind};
 
 use super::convert;
 use super::handlers::{self, Failure, Outcome};
-use super::{Role, going_down};
+use super::{Role, Services, going_down};
 
 /// From the first byte of a line to its last. Programs write a line at once; a minute lets a person
 /// type one, and a client that died half-way does not hold a slot for ever.
@@ -53,7 +53,7 @@ struct Gone;
 type Sender = Arc<Mutex<OwnedWriteHalf>>;
 
 pub(super) struct Connection {
-    engine: Arc<Engine>,
+    services: Services,
     role: Role,
     actor: Actor,
     shutdown: watch::Receiver<bool>,
@@ -71,12 +71,12 @@ impl Drop for EventStream {
 
 impl Connection {
     pub(super) fn new(
-        engine: Arc<Engine>,
+        services: Services,
         role: Role,
         actor: Actor,
         shutdown: watch::Receiver<bool>,
     ) -> Self {
-        Connection { engine, role, actor, shutdown, stream: None }
+        Connection { services, role, actor, shutdown, stream: None }
     }
 
     /// Serves the client until it goes, misbehaves, or the daemon goes down.
@@ -157,7 +157,7 @@ impl Connection {
             Ok(Outcome::Subscribe { after, reply: result }) => {
                 // The reply first: it tells the client where the events that follow begin.
                 send(sender, &reply(id, result)).await?;
-                let (engine, sender) = (Arc::clone(&self.engine), Arc::clone(sender));
+                let (engine, sender) = (Arc::clone(&self.services.engine), Arc::clone(sender));
                 self.stream = Some(EventStream(tokio::spawn(stream_events(engine, sender, after))));
                 Ok(())
             }
@@ -174,8 +174,8 @@ impl Connection {
         if let Some(error) = refused {
             return Err(Rejection::failed(Some(id), convert::error_body(&error)));
         }
-        let (engine, actor) = (Arc::clone(&self.engine), self.actor);
-        let called = spawn_blocking(move || handlers::call(&engine, actor, method, params)).await;
+        let (services, actor) = (self.services.clone(), self.actor);
+        let called = spawn_blocking(move || handlers::call(&services, actor, method, params)).await;
         let outcome = called.unwrap_or_else(|panic| {
             error!(method = name, %panic, "a control method failed");
             let message = format!("{name} failed inside the daemon");

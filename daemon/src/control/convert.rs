@@ -10,8 +10,8 @@ use rowd_proto::{ErrorBody, Time};
 
 use crate::engine::Engine;
 use crate::engine::api::{
-    ChainInfo, Change, ClientInfo, DiskInfo, Event, JobInfo, JobState, PoolStatus, Rollback,
-    ScrubReport, SnapshotInfo, SnapshotKind, SnapshotStatus,
+    AttachmentInfo, AttachmentState, ChainInfo, Change, ClientInfo, DiskInfo, Event, JobInfo,
+    JobState, PoolStatus, Rollback, ScrubReport, SnapshotInfo, SnapshotKind, SnapshotStatus,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::DiskId;
@@ -67,7 +67,17 @@ pub(super) fn disk(info: DiskInfo) -> proto::Disk {
         instance_name: info.instance.1,
         tags: info.tags,
         clients: info.clients.into_iter().map(client).collect(),
+        attachment: info.attachment.map(attachment),
     }
+}
+
+fn attachment(info: AttachmentInfo) -> proto::Attachment {
+    let (state, message) = match info.state {
+        AttachmentState::Pending => (proto::AttachmentState::Pending, None),
+        AttachmentState::Attached => (proto::AttachmentState::Attached, None),
+        AttachmentState::Failed(why) => (proto::AttachmentState::Failed, Some(why)),
+    };
+    proto::Attachment { device: info.device, read_only: info.read_only, state, message }
 }
 
 fn client(info: ClientInfo) -> proto::Client {

@@ -9,7 +9,7 @@ use rowd_proto as proto;
 use rowd_proto::Time;
 
 use super::convert::{rolled_back, snapshot};
-use super::resolve;
+use super::{Services, resolve};
 use crate::engine::Engine;
 use crate::engine::api::{
     Actor, GroupChange, GroupInfo, GroupReturn, GroupSpec, MemberInfo, MemberRollback,
@@ -68,14 +68,19 @@ pub(super) fn delete(
 }
 
 pub(super) fn rollback(
-    engine: &Arc<Engine>,
+    services: &Services,
     by: Actor,
     ask: proto::GroupRollback,
 ) -> Result<proto::GroupRolledBack> {
+    let Services { engine, attach, .. } = services;
     let id = resolve::group(engine, &ask.group)?;
-    let disks = members_of(engine, &engine.group(&id)?, &ask.disks)?;
+    let members = engine.group(&id)?;
+    let disks = members_of(engine, &members, &ask.disks)?;
+    let all = || members.members.iter().map(|member| member.disk_id.clone()).collect();
+    let concerned: Vec<DiskId> = if disks.is_empty() { all() } else { disks.clone() };
     let how = GroupReturn { disks, force: ask.force, group_first: ask.group_first };
-    let done = engine.group_rollback(by, &id, how)?;
+    let change = || engine.group_rollback(by, &id, how);
+    let done = attach.around(by, &concerned, ask.force, change)?;
     let told = |MemberRollback { disk, done }| rolled_back(engine, &disk, done);
     let disks = done.disks.into_iter().map(told).collect::<Result<_>>()?;
     Ok(proto::GroupRolledBack { first: done.first.map(group), disks })

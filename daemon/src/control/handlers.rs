@@ -19,12 +19,10 @@ use crate::engine::api::{
 };
 use crate::error::{Error, Result};
 
-use super::convert::{
-    chain, diff_range, disk, error_body, event, job, pool_status, rolled_back, snapshot,
-};
-use super::groups;
+use super::convert::{chain, diff_range, disk, error_body, event, job, pool_status, snapshot};
 use super::instances;
 use super::resolve::{self, Object};
+use super::{Services, attach, groups};
 
 /// Ranges in a page of a diff unless the client asks for more.
 const DIFF_PAGE_DEFAULT: u32 = 1000;
@@ -65,23 +63,25 @@ impl From<Error> for Failure {
 
 /// Calls a method with parameters as they came.
 pub(super) fn call(
-    engine: &Arc<Engine>,
+    services: &Services,
     by: Actor,
     method: Method,
     params: Map<String, Value>,
 ) -> Result<Outcome, Failure> {
-    let ask = Ask { engine, by, params };
+    let ask = Ask { services, by, params };
     match method {
         Method::DiskCreate => ask.reply(disk_create),
         Method::DiskList => ask.reply(disk_list),
         Method::DiskShow => ask.reply(disk_show),
         Method::DiskDelete => ask.reply(disk_delete),
         Method::DiskRename => ask.reply(disk_rename),
-        Method::DiskResize => ask.reply(disk_resize),
-        Method::DiskReinit => ask.reply(disk_reinit),
+        Method::DiskResize => ask.attached(attach::resize),
+        Method::DiskReinit => ask.attached(attach::reinit),
         Method::DiskSet => ask.reply(disk_set),
-        Method::DiskRollback => ask.reply(disk_rollback),
-        Method::DiskUndo => ask.reply(disk_undo),
+        Method::DiskRollback => ask.attached(attach::rollback),
+        Method::DiskUndo => ask.attached(attach::undo),
+        Method::DiskAttach => ask.attached(attach::attach),
+        Method::DiskDetach => ask.attached(attach::detach),
         Method::SnapshotCreate => ask.reply(snapshot_create),
         Method::SnapshotList => ask.reply(snapshot_list),
         Method::SnapshotShow => ask.reply(snapshot_show),
@@ -93,7 +93,7 @@ pub(super) fn call(
         Method::GroupShow => ask.reply(groups::show),
         Method::GroupSet => ask.reply(groups::set),
         Method::GroupDelete => ask.reply(groups::delete),
-        Method::GroupRollback => ask.reply(groups::rollback),
+        Method::GroupRollback => ask.attached(groups::rollback),
         Method::InstanceAdd => ask.reply(instances::add),
         Method::InstanceList => ask.reply(instances::list),
         Method::InstanceShow => ask.reply(instances::show),
@@ -117,7 +117,7 @@ pub(super) fn call(
 /// A request on its way to its handler.
 struct Ask<'a> {
     /// Shared, because a scrub outlives the call that starts it.
-    engine: &'a Arc<Engine>,
+    services: &'a Services,
     by: Actor,
     params: Map<String, Value>,
 }
@@ -128,12 +128,21 @@ impl Ask<'_> {
         handler: fn(&Arc<Engine>, Actor, C) -> Result<C::Reply>,
     ) -> Result<Outcome, Failure> {
         let params = decode(self.params)?;
-        encode(&handler(self.engine, self.by, params)?).map(Outcome::Reply)
+        encode(&handler(&self.services.engine, self.by, params)?).map(Outcome::Reply)
+    }
+
+    /// As [`Ask::reply`], for methods that touch kernel devices.
+    fn attached<C: Call>(
+        self,
+        handler: fn(&Services, Actor, C) -> Result<C::Reply>,
+    ) -> Result<Outcome, Failure> {
+        let params = decode(self.params)?;
+        encode(&handler(self.services, self.by, params)?).map(Outcome::Reply)
     }
 
     fn subscribe(self) -> Result<Outcome, Failure> {
         let params: proto::EventsSubscribe = decode(self.params)?;
-        let after = params.after.unwrap_or_else(|| last_event(self.engine));
+        let after = params.after.unwrap_or_else(|| last_event(&self.services.engine));
         let reply = encode(&proto::EventsFrom { after })?;
         Ok(Outcome::Subscribe { after, reply })
     }
@@ -172,42 +181,11 @@ fn disk_rename(engine: &Arc<Engine>, by: Actor, ask: proto::DiskRename) -> Resul
     engine.disk_rename(by, &resolve::disk(engine, &ask.disk)?, &ask.name).map(disk)
 }
 
-fn disk_resize(engine: &Arc<Engine>, by: Actor, ask: proto::DiskResize) -> Result<proto::Disk> {
-    engine.disk_resize(by, &resolve::disk(engine, &ask.disk)?, ask.size, ask.shrink).map(disk)
-}
-
-fn disk_reinit(
-    engine: &Arc<Engine>,
-    by: Actor,
-    ask: proto::DiskReinit,
-) -> Result<proto::RolledBack> {
-    let id = resolve::disk(engine, &ask.disk)?;
-    let done = engine.disk_reinit(by, &id, ask.force)?;
-    rolled_back(engine, &id, done)
-}
-
 fn disk_set(engine: &Arc<Engine>, by: Actor, ask: proto::DiskSet) -> Result<proto::Disk> {
     let id = resolve::disk(engine, &ask.disk)?;
     let instance = ask.instance.map(|name| resolve::instance(engine, &name)).transpose()?;
     let change = DiskChange { description: ask.description, read_only: ask.read_only, instance };
     engine.disk_change(by, &id, change).map(disk)
-}
-
-fn disk_rollback(
-    engine: &Arc<Engine>,
-    by: Actor,
-    ask: proto::DiskRollback,
-) -> Result<proto::RolledBack> {
-    let id = resolve::disk(engine, &ask.disk)?;
-    let to = resolve::snapshot_of(engine, &id, &ask.snapshot)?;
-    let done = engine.disk_rollback(by, &id, &to, ask.force)?;
-    rolled_back(engine, &id, done)
-}
-
-fn disk_undo(engine: &Arc<Engine>, by: Actor, ask: proto::DiskUndo) -> Result<proto::RolledBack> {
-    let id = resolve::disk(engine, &ask.disk)?;
-    let done = engine.disk_undo(by, &id, ask.force)?;
-    rolled_back(engine, &id, done)
 }
 
 fn snapshot_create(

@@ -6,6 +6,7 @@
 //! socket file that somebody answers on is never taken away.
 //! Absent: the data path (NBD), and what the methods do (`handlers`).
 
+mod attach;
 mod connection;
 mod convert;
 mod groups;
@@ -30,6 +31,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use crate::attach::Attach;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -54,6 +56,13 @@ pub fn exit_code(error: &Error) -> u8 {
     convert::error_body(error).kind.exit_code()
 }
 
+/// What the methods work on.
+#[derive(Clone, Debug)]
+pub struct Services {
+    pub engine: Arc<Engine>,
+    pub attach: Arc<Attach>,
+}
+
 /// What the clients of a socket may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -66,7 +75,7 @@ pub enum Role {
 /// The server behind one control socket.
 #[derive(Debug)]
 pub struct Control {
-    engine: Arc<Engine>,
+    services: Services,
     role: Role,
     access: Access,
     slots: Arc<Semaphore>,
@@ -80,14 +89,14 @@ impl Control {
     /// # Errors
     /// None at present: a failed accept is logged and tried again.
     pub async fn serve(
-        engine: Arc<Engine>,
+        services: Services,
         listener: UnixListener,
         role: Role,
         access: Access,
         shutdown: watch::Receiver<bool>,
     ) -> Result<()> {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let control = Control { engine, role, access, slots, shutdown };
+        let control = Control { services, role, access, slots, shutdown };
         let mut connections = JoinSet::new();
         let mut shutdown = control.shutdown.clone();
         loop {
@@ -132,8 +141,8 @@ impl Control {
             return connection::refuse(&stream, error.hint("end some of them, or try again"));
         };
         debug!(uid = actor.uid, pid = actor.pid, role = ?self.role, "control connection");
-        let engine = Arc::clone(&self.engine);
-        let connection = Connection::new(engine, self.role, actor, self.shutdown.clone());
+        let services = self.services.clone();
+        let connection = Connection::new(services, self.role, actor, self.shutdown.clone());
         connections.spawn(async move {
             connection.run(stream).await;
             drop(slot);

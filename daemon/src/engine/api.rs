@@ -198,6 +198,27 @@ pub struct DiskInfo {
     pub instance: (InstanceId, String),
     pub tags: Tags,
     pub clients: Vec<ClientInfo>,
+    pub attachment: Option<AttachmentInfo>,
+}
+
+/// The kernel device of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachmentInfo {
+    /// `/dev/nbdN`.
+    pub device: String,
+    pub read_only: bool,
+    pub state: AttachmentState,
+}
+
+/// How a kernel device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttachmentState {
+    /// The daemon has not come to it yet.
+    Pending,
+    /// In use.
+    Attached,
+    /// There is no device, and why.
+    Failed(String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

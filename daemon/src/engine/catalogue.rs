@@ -35,6 +35,21 @@ pub struct DiskRecord {
     /// Whose disk it is; nobody named means this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
+    /// The kernel device it is to have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<Attachment>,
+}
+
+/// The kernel device of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// N of `/dev/nbdN`.
+    pub index: u32,
+    #[serde(default)]
+    pub read_only: bool,
+    /// It was asked for by its number: no other will do.
+    #[serde(default)]
+    pub pinned: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,6 +6,7 @@
 //! Absent: snapshots made on request (`snapshots.rs`).
 
 use super::api::{Actor, ClientInfo, DiskChange, DiskInfo, DiskSpec, Rollback, Tags};
+use super::attachments::refuse_attached;
 use super::catalogue::{DiskRecord, Kind, Op, SnapshotRecord, Turn};
 use super::names::timed_name;
 use super::{Engine, now};
@@ -51,6 +52,7 @@ impl Engine {
             head,
             tags: spec.tags,
             instance,
+            attachment: None,
         };
         self.change(by, Op::DiskCreate { disk, parent }, message)?;
         self.disk(&id)
@@ -63,6 +65,7 @@ impl Engine {
     pub fn disk_delete(&self, by: Actor, id: &DiskId, force: bool) -> Result<()> {
         let _shape = self.shape.lock();
         let record = self.record(id)?;
+        refuse_attached(&record, "deleted")?;
         let _alone = self.clients.exclude(id, &record.name, force)?;
         // So that the record of the deletion says that all writes of the disk are durable: its blocks are
         // freed at once, and a tail of the journal must not ask for blocks that may be used again.
@@ -124,6 +127,10 @@ impl Engine {
         let mut disk = self.record(id)?;
         if let Some(description) = change.description {
             disk.description = description;
+        }
+        if change.read_only == Some(true) && disk.attachment.is_some_and(|one| !one.read_only) {
+            // The kernel would learn of it by failed writes.
+            refuse_attached(&disk, "made read-only")?;
         }
         disk.read_only = change.read_only.unwrap_or(disk.read_only);
         if let Some(instance) = change.instance {

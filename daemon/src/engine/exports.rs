@@ -13,7 +13,7 @@ use super::{Engine, now};
 use crate::disk::{Disk, Extent, Witness};
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::view::View;
-use crate::units::ByteRange;
+use crate::units::{ByteRange, DiskId, SnapshotId};
 
 /// An export as one connection holds it.
 #[derive(Debug)]
@@ -60,6 +60,18 @@ impl Engine {
             return Ok(self.of_snapshot(&snapshot));
         }
         Ok(of_disk(&self.record(&self.find_disk(name)?)?))
+    }
+
+    /// The export of an id that [`Target::export_id`] has told.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn export_of_id(&self, id: &str) -> Result<ExportRecord> {
+        if id.starts_with(SnapshotId::PREFIX) {
+            let snapshot = self.snapshot_record(&SnapshotId::from(id))?;
+            return Ok(self.of_snapshot(&snapshot));
+        }
+        Ok(of_disk(&self.record(&DiskId::from(id))?))
     }
 
     /// The names of the snapshots that changes of an export can be told against.
@@ -140,6 +152,15 @@ fn of_disk(disk: &DiskRecord) -> ExportRecord {
 }
 
 impl Target {
+    /// The id of the disk or snapshot.
+    #[must_use]
+    pub fn export_id(&self) -> &str {
+        match &self.subject {
+            Subject::Disk(id) => id.as_str(),
+            Subject::Snapshot(id) => id.as_str(),
+        }
+    }
+
     /// The stretches of a range that changed (`stored`) or did not since the snapshot `base` of the
     /// same disk; as [`Disk::extents`].
     ///

@@ -230,6 +230,7 @@ impl Engine {
         let tree = self.tree(record.tree);
         let exclusive_bytes = self.exclusive_bytes(record.tree, record.head)?;
         let mapped = mapped_blocks(&tree.nodes.lock(), record.head);
+        let attachment = self.attachment_info(&record);
         let catalogue = self.catalogue.read();
         let snapshots = catalogue.snapshots_of(&record.id);
         let kept = snapshots.iter().filter(|s| s.kind != Kind::Undo).count() as u64;
@@ -252,6 +253,7 @@ impl Engine {
             snapshot_count: kept,
             instance: (instance.id, instance.name),
             tags: record.tags,
+            attachment,
         })
     }
 

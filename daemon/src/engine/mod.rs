@@ -6,6 +6,7 @@
 //! Absent: protocols. `nbd/` opens disks here, `control/` calls the verbs.
 
 pub mod api;
+pub mod attachments;
 mod background;
 pub mod catalogue;
 pub mod check;
@@ -94,6 +95,8 @@ pub struct Engine {
     shape: Mutex<()>,
     checkpointing: Mutex<()>,
     clients: clients::Clients,
+    /// How the kernel devices are, as far as anybody has told.
+    device_states: Mutex<HashMap<DiskId, api::AttachmentState>>,
     jobs: jobs::Jobs,
     corrupt: Arc<CorruptBlocks>,
     reclaim_wanted: Signal,

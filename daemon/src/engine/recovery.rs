@@ -104,6 +104,7 @@ impl Engine {
             shape: Mutex::new(()),
             checkpointing: Mutex::new(()),
             clients: super::clients::Clients::default(),
+            device_states: parking_lot::Mutex::default(),
             jobs: super::jobs::Jobs::default(),
             corrupt: Arc::new(CorruptBlocks::default()),
             reclaim_wanted: Signal::default(),

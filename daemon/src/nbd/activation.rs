@@ -1,15 +1,18 @@
-//! Listening sockets that the service manager opened before it started the daemon.
+//! Descriptors that the service manager had open when it started the daemon: listening sockets of a
+//! socket unit, and what the process before put into the descriptor store.
 //!
 //! The protocol is systemd's, sd_listen_fds(3): `LISTEN_PID`, `LISTEN_FDS`, `LISTEN_FDNAMES`.
 //!
 //! Invariants:
 //! - a socket is handed out once, by the first call; the variables need not be removed for that,
 //!   and children ignore them because `LISTEN_PID` is not theirs;
-//! - what is handed out is a listening stream socket that children do not inherit.
+//! - a descriptor whose name begins with [`STORED_PREFIX`] was stored by rowd; any other is a listening
+//!   stream socket, or an error;
+//! - children inherit none of them.
 //!
-//! Absent: what a socket is for. The caller knows it by its name.
+//! Absent: what stored descriptors are (`handover.rs` of the daemon).
 
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -20,31 +23,50 @@ use crate::error::{Error, Result};
 /// The first inherited descriptor, fixed by the protocol.
 const FIRST_FD: RawFd = 3;
 /// Sockets a unit may hand over. A larger number is a mistake in the environment.
-const SOCKETS_MAX: usize = 64;
+const SOCKETS_MAX: usize = 1024;
+/// How the names begin that rowd gives to what it stores.
+pub const STORED_PREFIX: &str = "rowd-kept-";
 /// The name of a socket that was given none, as in sd_listen_fds_with_names(3).
 const UNNAMED: &str = "unknown";
 
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// A socket and the name its unit gave it (`FileDescriptorName=`).
+/// A descriptor and its name: `FileDescriptorName=` of a unit, or `FDNAME=` of what was stored.
 #[derive(Debug)]
-pub struct InheritedSocket {
+pub struct InheritedFd {
     pub name: String,
     pub fd: OwnedFd,
 }
 
-/// The sockets meant for this process, in the order of the unit; none on the second call.
+/// What this process was started with.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// Listening sockets.
+    pub listening: Vec<InheritedFd>,
+    /// What rowd had stored.
+    pub stored: Vec<InheritedFd>,
+}
+
+/// The descriptors meant for this process, in the order of the manager; none on the second call.
 ///
 /// To be called before anything else opens descriptors that it could be confused with.
 ///
 /// # Errors
 /// The variables are malformed, or a descriptor is not a listening stream socket.
-pub fn inherited_sockets() -> Result<Vec<InheritedSocket>> {
+pub fn inherited() -> Result<Inherited> {
+    let mut all = Inherited::default();
     if TAKEN.swap(true, Ordering::Relaxed) {
-        return Ok(Vec::new());
+        return Ok(all);
     }
     let names = announced_names(std::process::id(), |variable| std::env::var(variable).ok())?;
-    (FIRST_FD..).zip(names).map(|(fd, name)| claim(fd, name)).collect()
+    for (fd, name) in (FIRST_FD..).zip(names) {
+        if name.starts_with(STORED_PREFIX) {
+            all.stored.push(claim(fd, name)?);
+        } else {
+            all.listening.push(listening(claim(fd, name)?)?);
+        }
+    }
+    Ok(all)
 }
 
 /// The names of the sockets the variables announce to the process `pid`, one for each.
@@ -62,9 +84,9 @@ fn announced_names(pid: u32, variable: impl Fn(&str) -> Option<String>) -> Resul
 }
 
 /// Takes ownership of an inherited descriptor.
-fn claim(fd: RawFd, name: String) -> Result<InheritedSocket> {
+fn claim(fd: RawFd, name: String) -> Result<InheritedFd> {
     let refused = |e: nix::Error| {
-        Error::invalid(format!("inherited descriptor {fd} ({name}) is not a listening socket: {e}"))
+        Error::invalid(format!("inherited descriptor {fd} ({name}) is not open: {e}"))
     };
     // SAFETY: used only for the call below, which fails on a descriptor that is not open.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
@@ -72,12 +94,21 @@ fn claim(fd: RawFd, name: String) -> Result<InheritedSocket> {
     // SAFETY: the descriptor is open, as just seen; the service manager opened it for this process,
     // and `TAKEN` lets nobody else take it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let stream = getsockopt(&fd, sockopt::SockType).map_err(refused)? == SockType::Stream;
-    let listening = getsockopt(&fd, sockopt::AcceptConn).map_err(refused)?;
+    Ok(InheritedFd { name, fd })
+}
+
+/// Makes sure that clients can come in by a socket.
+fn listening(one: InheritedFd) -> Result<InheritedFd> {
+    let refused = |e: nix::Error| {
+        let (fd, name) = (one.fd.as_raw_fd(), &one.name);
+        Error::invalid(format!("inherited descriptor {fd} ({name}) is not a listening socket: {e}"))
+    };
+    let stream = getsockopt(&one.fd, sockopt::SockType).map_err(refused)? == SockType::Stream;
+    let listening = getsockopt(&one.fd, sockopt::AcceptConn).map_err(refused)?;
     if !(stream && listening) {
         return Err(refused(nix::Error::EINVAL).hint("the unit needs ListenStream= and Accept=no"));
     }
-    Ok(InheritedSocket { name, fd })
+    Ok(one)
 }
 
 #[cfg(test)]
@@ -113,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_senseless_number_of_sockets_is_an_error() {
-        for count in ["", "-1", "two", "65", "99999999999999999999"] {
+        for count in ["", "-1", "two", "1025", "99999999999999999999"] {
             assert!(names("42", count, "").is_err(), "{count}");
         }
     }
@@ -121,7 +152,7 @@ mod tests {
     #[test]
     fn a_listening_socket_is_claimed_and_hidden_from_children() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let claimed = claim(socket.into_raw_fd(), "nbd".to_owned()).unwrap();
+        let claimed = claim(socket.into_raw_fd(), "nbd".to_owned()).and_then(listening).unwrap();
         let flags = fcntl(&claimed.fd, FcntlArg::F_GETFD).unwrap();
         assert_eq!(flags & FdFlag::FD_CLOEXEC.bits(), FdFlag::FD_CLOEXEC.bits());
         assert_eq!(claimed.name, "nbd");
@@ -133,7 +164,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let (connected, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         for fd in [datagrams.into_raw_fd(), file.into_raw_fd(), connected.into_raw_fd(), 1 << 20] {
-            let error = claim(fd, "nbd".to_owned()).unwrap_err().to_string();
+            let claimed = claim(fd, "nbd".to_owned()).and_then(listening);
+            let error = claimed.unwrap_err().to_string();
             assert!(error.contains(&format!("descriptor {fd} (nbd)")), "{error}");
         }
     }

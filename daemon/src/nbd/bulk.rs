@@ -67,6 +67,7 @@ impl Session {
                 return self.flush_output().map(|()| true);
             }
         };
+        let Some(busy) = self.enter() else { return Ok(false) };
         self.wrote = true;
         let style = self.style(&request);
         if self.may_delegate() && self.has_more() {
@@ -75,7 +76,7 @@ impl Session {
             self.outstanding.run(move || {
                 let mut lane = lanes.lock().pop().unwrap_or_else(|| Lane::new(&target.disk));
                 let result = write(&mut lane, &request, range, &buffer);
-                drop(buffer);
+                drop((buffer, busy));
                 lanes.lock().push(lane);
                 let mut out = Vec::with_capacity(64);
                 match result {

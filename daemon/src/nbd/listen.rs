@@ -296,11 +296,9 @@ impl Stream {
             Stream::Unix(stream) => {
                 let stream = stream.into_std()?;
                 stream.set_nonblocking(false)?;
-                // Without the privilege to exceed it, the system's limit is what there is.
-                if setsockopt(&stream, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
-                    setsockopt(&stream, sockopt::SndBuf, &SEND_BUFFER)?;
-                }
-                Ok(stream.into())
+                let fd = stream.into();
+                enlarge_send_buffer(&fd)?;
+                Ok(fd)
             }
             Stream::Tcp(stream) => {
                 let stream = stream.into_std()?;
@@ -313,6 +311,22 @@ impl Stream {
             }
         }
     }
+}
+
+/// Lets a Unix socket hold large replies; others are left as they are.
+///
+/// # Errors
+/// The system refuses.
+pub fn enlarge_send_buffer(socket: &OwnedFd) -> io::Result<()> {
+    let name: SockaddrStorage = getsockname(socket.as_raw_fd())?;
+    if name.family() != Some(AddressFamily::Unix) {
+        return Ok(());
+    }
+    // Without the privilege to exceed it, the system's limit is what there is.
+    if setsockopt(socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+        setsockopt(socket, sockopt::SndBuf, &SEND_BUFFER)?;
+    }
+    Ok(())
 }
 
 impl AsyncRead for Stream {

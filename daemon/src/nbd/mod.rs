@@ -12,25 +12,36 @@ pub mod exports;
 mod gather;
 pub mod handshake;
 mod helpers;
+pub mod keep;
+mod leave;
 pub mod listen;
 mod options;
 mod reply;
 mod session;
+pub mod siblings;
+mod slots;
 mod socket;
 pub mod wire;
 mod wire_option;
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::engine::{Engine, Target};
 use crate::error::{Error, ErrorKind, Result};
-use exports::{Capabilities, ExportInfo, Exports, Listing, Opened};
+use exports::{Capabilities, ExportInfo, Exports, Listing, Negotiated, Opened, SelectedContext};
+use keep::Kept;
+use leave::Leave;
 use listen::{Listener, Peer, Stream};
+pub use session::End;
 use session::{Common, Session};
+use siblings::Siblings;
+use slots::{Slot, Slots};
 use socket::Socket;
 
 /// Connections at a time: each takes a thread and a MiB of buffers.
@@ -43,8 +54,28 @@ const HELPERS: usize = 8;
 pub struct Server {
     engine: Arc<Engine>,
     common: Common,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     closing: AtomicBool,
+    /// Connections that stopped at a message boundary.
+    kept: Mutex<Vec<(OwnedFd, Kept)>>,
+}
+
+/// A connection without a handshake: of a kernel device, or from the process before this one.
+#[derive(Debug)]
+pub struct Resumed {
+    pub fd: OwnedFd,
+    pub kept: Kept,
+    /// Of a kernel device: its other connections, and who is told of the end of this one.
+    pub device: Option<(Arc<Siblings>, OnEnd)>,
+}
+
+/// Told when a connection has ended, unless another process goes on with it.
+pub struct OnEnd(pub Box<dyn FnOnce(End) + Send>);
+
+impl std::fmt::Debug for OnEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnEnd")
+    }
 }
 
 impl Server {
@@ -57,14 +88,16 @@ impl Server {
             helpers: helpers::Helpers::start(HELPERS)?,
             budget: Arc::default(),
             buffers: Arc::default(),
+            leave: Arc::new(Leave::new().map_err(|e| Error::io("make an event", &e))?),
             spin: busy_poll,
             processors: std::thread::available_parallelism().map_or(1, usize::from),
         };
         Ok(Arc::new(Server {
             engine: Arc::clone(engine),
             common,
-            slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            slots: Slots::new(CONNECTIONS_MAX),
             closing: AtomicBool::new(false),
+            kept: Mutex::default(),
         }))
     }
 
@@ -86,14 +119,62 @@ impl Server {
         self.closing.store(true, Ordering::SeqCst);
     }
 
-    /// Waits until every connection has ended, after the engine has hung them up.
-    pub async fn drained(&self, limit: Duration) -> bool {
-        let all = u32::try_from(CONNECTIONS_MAX).expect("a small number");
-        tokio::time::timeout(limit, self.slots.acquire_many(all)).await.is_ok()
+    /// Has every connection stop at its next message boundary, so that another process can go on.
+    ///
+    /// # Errors
+    /// Those that wait for requests could not be woken.
+    pub fn leave(&self) -> Result<()> {
+        self.closing.store(true, Ordering::SeqCst);
+        self.common.leave.give().map_err(|e| Error::io("wake the connections", &e))
+    }
+
+    /// Waits until every connection has ended or stopped; `false` when the time is over.
+    #[must_use]
+    pub fn drained(&self, limit: Duration) -> bool {
+        self.slots.wait_free(limit)
+    }
+
+    /// The connections that stopped at a message boundary.
+    #[must_use]
+    pub fn take_kept(&self) -> Vec<(OwnedFd, Kept)> {
+        std::mem::take(&mut *self.kept.lock())
+    }
+
+    /// Serves a connection that needs no handshake. Its first message may have arrived already.
+    ///
+    /// # Errors
+    /// The export is gone or being changed; there are too many connections, or no threads.
+    pub fn resume(self: &Arc<Self>, resumed: Resumed) -> Result<()> {
+        let Resumed { fd, kept, device } = resumed;
+        let slot = self.slots.take().ok_or_else(too_many)?;
+        let export = self.engine.export_of_id(&kept.export)?;
+        listen::enlarge_send_buffer(&fd).map_err(|e| Error::io("a socket's buffer", &e))?;
+        let socket = Arc::new(Socket::new(fd));
+        let peer = Peer { pid: kept.pid, uid: None, label: kept.peer.clone() };
+        let shown = Shown { server: self, peer: &peer, socket: &socket };
+        let Opened { target, info } = shown.open(&export.name)?;
+        let contexts = kept.contexts.iter();
+        let negotiated = Negotiated {
+            target,
+            export: info.name,
+            size: info.size,
+            capabilities: info.capabilities,
+            structured: kept.structured,
+            contexts: contexts
+                .map(|(id, name)| SelectedContext { id: *id, name: name.clone() })
+                .collect(),
+            no_zeroes: true,
+        };
+        let session = Session::new(Arc::clone(&socket), negotiated, self.common.clone());
+        let (session, on_end) = match device {
+            None => (session, None),
+            Some((siblings, on_end)) => (session.among(siblings.join(&socket)), Some(on_end)),
+        };
+        self.start(session, Running { socket, kept, slot, on_end })
     }
 
     async fn connection(self: Arc<Self>, mut stream: Stream, peer: Peer) {
-        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+        let Some(slot) = self.slots.take() else {
             tracing::warn!(peer = peer.label, "refused: {CONNECTIONS_MAX} connections are open");
             return;
         };
@@ -118,15 +199,59 @@ impl Server {
             return;
         }
         tracing::debug!(peer = peer.label, export = negotiated.export, "connected");
+        let contexts = negotiated.contexts.iter();
+        let kept = Kept {
+            export: negotiated.target.export_id().to_owned(),
+            peer: peer.label,
+            pid: peer.pid,
+            structured: negotiated.structured,
+            contexts: contexts.map(|one| (one.id, one.name.clone())).collect(),
+            device: None,
+        };
         let session = Session::new(Arc::clone(&socket), negotiated, self.common.clone());
-        let thread = std::thread::Builder::new().name("nbd".to_owned()).spawn(move || {
-            session.run();
-            drop(slot);
-        });
-        if let Err(error) = thread {
-            tracing::warn!(%error, "no thread for a connection");
+        if let Err(error) = self.start(session, Running { socket, kept, slot, on_end: None }) {
+            tracing::warn!(%error, "connection");
         }
     }
+
+    /// Starts the thread of a connection.
+    fn start(self: &Arc<Self>, session: Session, running: Running) -> Result<()> {
+        let server = Arc::clone(self);
+        let thread = std::thread::Builder::new().name("nbd".to_owned()).spawn(move || {
+            let Running { socket, kept, slot, on_end } = running;
+            // The session is gone after this, and the disk free of it.
+            let end = session.run();
+            match end {
+                End::Boundary => server.keep(&socket, kept),
+                End::Left | End::Closed => {}
+            }
+            drop(socket);
+            if let (Some(OnEnd(told)), End::Left | End::Closed) = (on_end, end) {
+                told(end);
+            }
+            drop(slot);
+        });
+        thread.map(drop).map_err(|e| Error::io("start a thread for a connection", &e))
+    }
+
+    fn keep(&self, socket: &Socket, kept: Kept) {
+        match socket.as_fd().try_clone_to_owned() {
+            Ok(fd) => self.kept.lock().push((fd, kept)),
+            Err(error) => tracing::warn!(%error, peer = kept.peer, "a connection is not kept"),
+        }
+    }
+}
+
+/// What goes with a connection's thread.
+struct Running {
+    socket: Arc<Socket>,
+    kept: Kept,
+    slot: Slot,
+    on_end: Option<OnEnd>,
+}
+
+fn too_many() -> Error {
+    Error::new(ErrorKind::Quota, format!("{CONNECTIONS_MAX} connections are open"))
 }
 
 /// The engine's disks, as one client may open them.

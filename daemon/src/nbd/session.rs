@@ -15,6 +15,8 @@ use super::budget::{Budget, Buffers, Share};
 use super::exports::Negotiated;
 use super::gather::Gather;
 use super::helpers::{Helpers, Outstanding};
+use super::leave::Leave;
+use super::siblings::{Busy, Membership};
 use super::socket::{Socket, Spin};
 use super::wire::{PAYLOAD_MAX, REQUEST_LEN, Request, command};
 use crate::disk::lane::Lane;
@@ -38,14 +40,29 @@ pub struct Common {
     pub helpers: Arc<Helpers>,
     pub budget: Arc<Budget>,
     pub buffers: Arc<Buffers>,
+    pub leave: Arc<Leave>,
     pub spin: Duration,
     /// Asked once: the answer costs several system calls.
     pub processors: usize,
 }
 
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The client said that it leaves.
+    Left,
+    /// The stream ended, or broke.
+    Closed,
+    /// The word to leave was given. All that was received is answered, and nothing was received of what
+    /// comes next: another process can go on.
+    Boundary,
+}
+
 /// A connection after its handshake.
 #[derive(Debug)]
 pub struct Session {
+    /// Among the connections of a kernel device. Before `outstanding` is drained it must not go.
+    member: Option<Membership>,
     pub(super) socket: Arc<Socket>,
     pub(super) negotiated: Negotiated<Arc<Target>>,
     pub(super) lane: Lane,
@@ -106,6 +123,13 @@ enum Next {
     Broken,
 }
 
+/// What came of waiting for input.
+enum Filled {
+    Yes,
+    Ended,
+    Boundary,
+}
+
 impl Session {
     #[must_use]
     pub fn new(
@@ -115,6 +139,7 @@ impl Session {
     ) -> Session {
         let lane = Lane::new(&negotiated.target.disk);
         Session {
+            member: None,
             socket,
             negotiated,
             lane,
@@ -134,45 +159,62 @@ impl Session {
         }
     }
 
-    /// Serves requests until the client leaves.
-    pub fn run(mut self) {
-        let result = self.serve();
-        self.outstanding.drain();
-        if let Err(error) = result {
-            tracing::debug!(%error, export = self.negotiated.export, "connection ended");
-        }
+    /// The same, as one connection of a kernel device.
+    #[must_use]
+    pub fn among(self, member: Membership) -> Session {
+        Session { member: Some(member), ..self }
     }
 
-    fn serve(&mut self) -> io::Result<()> {
+    /// Serves requests until the client leaves, or the daemon does.
+    pub fn run(mut self) -> End {
+        let result = self.serve();
+        self.outstanding.drain();
+        result.unwrap_or_else(|error| {
+            tracing::debug!(%error, export = self.negotiated.export, "connection ended");
+            End::Closed
+        })
+    }
+
+    fn serve(&mut self) -> io::Result<End> {
         let mut batch = Vec::new();
         loop {
             batch.clear();
             let next = self.parse(&mut batch);
             self.learn(&batch);
-            let leaving = self.execute(&batch)?;
-            self.flush_output()?;
-            if leaving {
-                return Ok(());
+            if !batch.is_empty() {
+                let Some(_busy) = self.enter() else { return Ok(End::Closed) };
+                let leaving = self.execute(&batch)?;
+                self.flush_output()?;
+                if leaving {
+                    return Ok(End::Left);
+                }
             }
             match next {
                 Next::Broken => {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "bad request magic"));
                 }
                 Next::Oversized(request) => self.skip_oversized(request)?,
-                Next::Needs(bytes) => {
-                    if !self.fill(bytes)? {
-                        return Ok(());
-                    }
-                    self.gather_more()?;
-                }
+                Next::Needs(bytes) => match self.fill(bytes)? {
+                    Filled::Yes => self.gather_more()?,
+                    Filled::Ended => return Ok(End::Closed),
+                    Filled::Boundary => return Ok(End::Boundary),
+                },
                 Next::Bulk(request) => {
                     self.start += REQUEST_LEN;
                     if !self.bulk_write(request)? {
-                        return Ok(());
+                        return Ok(End::Closed);
                     }
                 }
                 Next::Whole(_) => {}
             }
+        }
+    }
+
+    /// Permission to change the disk, where connections need one; `None` when there is none any more.
+    pub(super) fn enter(&self) -> Option<Option<Busy>> {
+        match &self.member {
+            None => Some(None),
+            Some(member) => member.enter().map(Some),
         }
     }
 
@@ -209,28 +251,36 @@ impl Session {
         Next::Whole(Received { request, payload: (from, from + payload) })
     }
 
-    /// Receives until `bytes` unread ones are there; `false` at the end of the stream.
-    fn fill(&mut self, bytes: usize) -> io::Result<bool> {
+    /// Receives until `bytes` unread ones are there.
+    fn fill(&mut self, bytes: usize) -> io::Result<Filled> {
         self.make_room(bytes);
         while self.end - self.start < bytes {
-            let limit = if self.bulk { self.start + bytes } else { self.input.len() };
+            let leaving = self.common.leave.is_given();
+            // Nothing of the next message has been received: here the connection may change hands.
+            let between = self.end == self.start;
+            if leaving && between {
+                return Ok(Filled::Boundary);
+            }
+            // Who leaves takes no more than the message it has begun.
+            let exactly = self.bulk || leaving;
+            let limit = if exactly { self.start + bytes } else { self.input.len() };
             // Who has begun a large payload holds a share of the daemon's memory.
             let patience = self.share.as_ref().map(|_| PAYLOAD_PAUSE_MAX);
             let unread = &mut self.input[self.end..limit];
-            let got = self.spin.receive(&self.socket, unread, patience)?;
-            if got == 0 {
-                return Ok(false);
+            let leave = between.then_some(&*self.common.leave);
+            match self.spin.receive(&self.socket, unread, patience, leave)? {
+                None => return Ok(Filled::Boundary),
+                Some(0) => return Ok(Filled::Ended),
+                Some(got) => self.end += got,
             }
-            self.end += got;
         }
-        Ok(true)
+        Ok(Filled::Yes)
     }
 
     /// Receives what else the client is sending, if its queue is deep.
     fn gather_more(&mut self) -> io::Result<()> {
-        let Some(hold) = self.gather.plan().filter(|_| !self.bulk && self.share.is_none()) else {
-            return Ok(());
-        };
+        let alone = self.bulk || self.share.is_some() || self.common.leave.is_given();
+        let Some(hold) = self.gather.plan().filter(|_| !alone) else { return Ok(()) };
         let unread = self.end - self.start;
         let enough = hold.enough.saturating_mul(self.request_bytes).saturating_sub(unread);
         let room = &mut self.input[self.end..];
@@ -254,11 +304,10 @@ impl Session {
         let mut at = 0;
         while at < out.len() {
             let patience = Some(PAYLOAD_PAUSE_MAX);
-            let got = self.spin.receive(&self.socket, &mut out[at..], patience)?;
-            if got == 0 {
-                return Ok(false);
+            match self.spin.receive(&self.socket, &mut out[at..], patience, None)? {
+                None | Some(0) => return Ok(false),
+                Some(got) => at += got,
             }
-            at += got;
         }
         Ok(true)
     }
@@ -291,7 +340,7 @@ impl Session {
         }
         self.start += REQUEST_LEN;
         while left > 0 {
-            if self.start == self.end && !self.fill(1)? {
+            if self.start == self.end && !self.fill_payload()? {
                 return Ok(());
             }
             let unread = self.end - self.start;
@@ -300,6 +349,15 @@ impl Session {
             left -= skipped as u64;
         }
         self.refuse_oversized(request)
+    }
+
+    /// Receives some of a payload that is to be dropped; `false` at the end of the stream.
+    fn fill_payload(&mut self) -> io::Result<bool> {
+        self.make_room(1);
+        let patience = Some(PAYLOAD_PAUSE_MAX);
+        let got = self.spin.receive(&self.socket, &mut self.input[self.end..], patience, None)?;
+        self.end += got.unwrap_or(0);
+        Ok(self.end > self.start)
     }
 
     /// The unread input buffer, moved out so that it can be borrowed beside the rest of the session.

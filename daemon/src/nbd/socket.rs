@@ -5,7 +5,7 @@
 //! Absent: what the bytes mean.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, sendmsg, shutdown};
 use parking_lot::Mutex;
 
 use super::gather::Hold;
+use super::leave::Leave;
 
 /// Threads that spin now, over all connections.
 static SPINNING: AtomicUsize = AtomicUsize::new(0);
@@ -60,6 +61,16 @@ impl Socket {
         recv(self.raw(), &mut [0], flags).is_ok_and(|got| got > 0)
     }
 
+    /// Whether the peer has shut the connection down in both directions, or is gone. What it sent before
+    /// may still be there to be received.
+    #[must_use]
+    pub fn is_shut_down(&self) -> bool {
+        let mut asked = [PollFd::new(self.fd.as_fd(), PollFlags::empty())];
+        // An interrupted look is repeated: the answer decides whether data is written.
+        while let Err(Errno::EINTR) = poll(&mut asked, PollTimeout::ZERO) {}
+        asked[0].revents().is_some_and(|seen| seen.contains(PollFlags::POLLHUP))
+    }
+
     /// Ends the connection's receiving side: what has arrived is still answered.
     pub fn hang_up(&self) {
         if let Err(errno) = shutdown(self.raw(), Shutdown::Read) {
@@ -72,11 +83,26 @@ impl Socket {
     }
 
     fn wait(&self, what: PollFlags, timeout: PollTimeout) -> io::Result<()> {
-        use std::os::fd::AsFd;
         match poll(&mut [PollFd::new(self.fd.as_fd(), what)], timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Waits for input, or for the word to leave.
+    fn wait_or_leave(&self, timeout: PollTimeout, leave: &Leave) -> io::Result<()> {
+        let input = PollFlags::POLLIN;
+        let mut both = [PollFd::new(self.fd.as_fd(), input), PollFd::new(leave.as_fd(), input)];
+        match poll(&mut both, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -96,7 +122,7 @@ impl Spin {
     }
 
     /// Receives at least one byte, or 0 at the end of the stream. With `patience` the client has to send
-    /// within that time.
+    /// within that time. `None` when nothing has come before the word was given to `leave`.
     ///
     /// # Errors
     /// The connection is broken, or the client too slow.
@@ -105,27 +131,35 @@ impl Spin {
         socket: &Socket,
         out: &mut [u8],
         patience: Option<Duration>,
-    ) -> io::Result<usize> {
+        leave: Option<&Leave>,
+    ) -> io::Result<Option<usize>> {
         if let Some(got) = try_receive(socket, out)? {
-            return Ok(got);
+            return Ok(Some(got));
         }
         if let Some(got) = self.spin(socket, out)? {
             self.long_waits = 0;
-            return Ok(got);
+            return Ok(Some(got));
         }
         let slept = Instant::now();
         loop {
+            if leave.is_some_and(Leave::is_given) {
+                return Ok(None);
+            }
             let timeout = patience.map(|most| most.saturating_sub(slept.elapsed()));
             if timeout.is_some_and(|left| left.is_zero()) {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "a payload stopped half-way"));
             }
             let timeout = timeout.map(PollTimeout::try_from).transpose();
-            socket.wait(PollFlags::POLLIN, timeout.ok().flatten().unwrap_or(PollTimeout::NONE))?;
+            let timeout = timeout.ok().flatten().unwrap_or(PollTimeout::NONE);
+            match leave {
+                Some(leave) => socket.wait_or_leave(timeout, leave)?,
+                None => socket.wait(PollFlags::POLLIN, timeout)?,
+            }
             if let Some(got) = try_receive(socket, out)? {
                 // A client that is idle for long is not worth a processor; one that is back is.
                 let long = slept.elapsed() > self.limit;
                 self.long_waits = if long { self.long_waits.saturating_add(1) } else { 0 };
-                return Ok(got);
+                return Ok(Some(got));
             }
         }
     }

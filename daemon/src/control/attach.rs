@@ -1,0 +1,80 @@
+//! The methods that concern kernel devices: attach and detach, and what changes a disk under its device.
+//!
+//! Invariants: as in `handlers.rs`.
+//! Absent: what the other methods do.
+
+use rowd_proto as proto;
+
+use super::Services;
+use super::convert::{disk, rolled_back};
+use super::resolve;
+use crate::attach::Wish;
+use crate::engine::api::Actor;
+use crate::error::Result;
+
+pub(super) fn attach(
+    services: &Services,
+    by: Actor,
+    ask: proto::DiskAttach,
+) -> Result<proto::Disk> {
+    let id = resolve::disk(&services.engine, &ask.disk)?;
+    let wish = Wish { device: ask.device, read_only: ask.read_only };
+    services.attach.attach(by, &id, &wish).map(disk)
+}
+
+pub(super) fn detach(
+    services: &Services,
+    by: Actor,
+    ask: proto::DiskDetach,
+) -> Result<proto::Disk> {
+    let id = resolve::disk(&services.engine, &ask.disk)?;
+    services.attach.detach(by, &id, ask.force).map(disk)
+}
+
+pub(super) fn resize(
+    services: &Services,
+    by: Actor,
+    ask: proto::DiskResize,
+) -> Result<proto::Disk> {
+    let id = resolve::disk(&services.engine, &ask.disk)?;
+    let done = services.engine.disk_resize(by, &id, ask.size, ask.shrink)?;
+    services.attach.resized(&id)?;
+    Ok(disk(done))
+}
+
+pub(super) fn reinit(
+    services: &Services,
+    by: Actor,
+    ask: proto::DiskReinit,
+) -> Result<proto::RolledBack> {
+    let Services { engine, attach, .. } = services;
+    let id = resolve::disk(engine, &ask.disk)?;
+    let change = || engine.disk_reinit(by, &id, ask.force);
+    let done = attach.around(by, std::slice::from_ref(&id), ask.force, change)?;
+    rolled_back(engine, &id, done)
+}
+
+pub(super) fn rollback(
+    services: &Services,
+    by: Actor,
+    ask: proto::DiskRollback,
+) -> Result<proto::RolledBack> {
+    let Services { engine, attach, .. } = services;
+    let id = resolve::disk(engine, &ask.disk)?;
+    let to = resolve::snapshot_of(engine, &id, &ask.snapshot)?;
+    let change = || engine.disk_rollback(by, &id, &to, ask.force);
+    let done = attach.around(by, std::slice::from_ref(&id), ask.force, change)?;
+    rolled_back(engine, &id, done)
+}
+
+pub(super) fn undo(
+    services: &Services,
+    by: Actor,
+    ask: proto::DiskUndo,
+) -> Result<proto::RolledBack> {
+    let Services { engine, attach, .. } = services;
+    let id = resolve::disk(engine, &ask.disk)?;
+    let change = || engine.disk_undo(by, &id, ask.force);
+    let done = attach.around(by, std::slice::from_ref(&id), ask.force, change)?;
+    rolled_back(engine, &id, done)
+}
