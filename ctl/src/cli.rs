@@ -13,8 +13,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use rowd_proto::EXIT_CODES;
 
 use crate::commands::{
-    chain, check, disk, doctor, events, generate, group, instance, job, pool, scrub, snapshot,
-    status, tag,
+    chain, check, disk, doctor, events, freeze, generate, group, instance, job, pool, scrub,
+    snapshot, status, tag,
 };
 use crate::render::Format;
 
@@ -67,6 +67,9 @@ pub enum Command {
     /// Who uses the disks: this host and virtual machines
     #[command(subcommand)]
     Instance(instance::Verb),
+    /// What is frozen now, and the way out
+    #[command(subcommand)]
+    Freeze(freeze::Verb),
     /// All snapshots of a disk, which outlive it
     #[command(subcommand)]
     Chain(chain::Verb),

@@ -21,6 +21,8 @@ use crate::error::{Failure, Result};
 /// The longest a daemon may take to answer. Engine calls are an fdatasync or two: five minutes mean
 /// that it hangs, and a script must not hang with it.
 const REPLY_DEADLINE: Duration = Duration::from_secs(300);
+/// The longest limits of a freeze script, a thaw script and their hooks together.
+const SCRIPTS_DEADLINE: Duration = Duration::from_secs(4 * 86_400);
 /// The greeting needs no disk.
 const GREETING_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -56,6 +58,15 @@ impl Client {
 
     /// Calls a method and waits for its reply.
     pub fn call<C: Call>(&mut self, params: &C) -> Result<C::Reply> {
+        self.call_within(params, REPLY_DEADLINE)
+    }
+
+    /// As [`Client::call`], for what runs scripts of the user: they have limits of their own.
+    pub fn call_patiently<C: Call>(&mut self, params: &C) -> Result<C::Reply> {
+        self.call_within(params, SCRIPTS_DEADLINE)
+    }
+
+    fn call_within<C: Call>(&mut self, params: &C, limit: Duration) -> Result<C::Reply> {
         let internal = |e: serde_json::Error| {
             let message = format!("{}: the reply makes no sense: {e}", C::METHOD.name());
             Failure::new(ErrorKind::Internal, message)
@@ -68,7 +79,7 @@ impl Client {
         let id = Id::Number(self.last_id);
         let method = C::METHOD.name().to_owned();
         let request = Request { jsonrpc: Version2::V2, id: id.clone(), method, params };
-        set_deadline(&self.stream, Some(REPLY_DEADLINE))?;
+        set_deadline(&self.stream, Some(limit))?;
         self.stream.write_all(&to_line(&request)?).map_err(|e| lost(&e))?;
         let result = self.reply(&id)?;
         serde_json::from_value(result).map_err(internal)

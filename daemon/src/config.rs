@@ -15,6 +15,7 @@ use serde::Deserialize;
 use crate::attach;
 use crate::engine::{MAX_POOL_BYTES, Settings};
 use crate::error::{Error, Result};
+use crate::freeze;
 use crate::pool::file::IoMode;
 use crate::pool::journal;
 use crate::units::BLOCK_SIZE;
@@ -31,6 +32,7 @@ struct Raw {
     quota: RawQuota,
     background: RawBackground,
     attach: RawAttach,
+    freeze: RawFreeze,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -86,6 +88,13 @@ struct RawBackground {
     scrub_rate: Option<String>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawFreeze {
+    timeout_s: Option<u64>,
+    record: Option<PathBuf>,
+}
+
 /// The configuration, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -98,6 +107,7 @@ pub struct Config {
     pub read_only_socket: PathBuf,
     pub control_gids: Vec<u32>,
     pub attach: attach::Settings,
+    pub freeze: freeze::Settings,
 }
 
 impl Config {
@@ -116,7 +126,9 @@ impl Config {
     pub fn load(path: &Path, dir: Option<&Path>) -> Result<Config> {
         let text = fs::read_to_string(path)
             .map_err(|e| Error::io(format!("read {}", path.display()), &e))?;
-        Config::parse(&text, dir).map_err(|e| e.context(path.display()))
+        let mut config = Config::parse(&text, dir).map_err(|e| e.context(path.display()))?;
+        config.freeze.own.push(("the configuration".to_owned(), path.to_owned()));
+        Ok(config)
     }
 
     /// As [`Config::load`], from text.
@@ -134,7 +146,7 @@ impl Config {
 fn check(raw: Raw, dir: &Path) -> Result<Config> {
     // A daemon that was not told where to put sockets puts them beside the pool.
     let beside = |given: Option<PathBuf>, name: &str| given.unwrap_or_else(|| dir.join(name));
-    Ok(Config {
+    let mut config = Config {
         nbd_socket: beside(raw.nbd.socket.clone(), "nbd.sock"),
         nbd_socket_mode: raw.nbd.socket_mode.unwrap_or(0o660),
         tcp: raw.nbd.tcp.clone(),
@@ -149,6 +161,21 @@ fn check(raw: Raw, dir: &Path) -> Result<Config> {
         control_gids: raw.control.gids.clone(),
         attach: attach_settings(&raw.attach)?,
         settings: settings(&raw, dir)?,
+        freeze: freeze_settings(&raw.freeze)?,
+    };
+    if raw.freeze.record.is_none() {
+        config.freeze.record = config.control_socket.with_file_name("frozen.json");
+    }
+    config.freeze.own = own_files(&config);
+    Ok(config)
+}
+
+fn freeze_settings(raw: &RawFreeze) -> Result<freeze::Settings> {
+    let limit = in_range("freeze.timeout_s", raw.timeout_s, 30, 1..=freeze::LIMIT_MAX.as_secs())?;
+    Ok(freeze::Settings {
+        limit: Duration::from_secs(limit),
+        record: raw.record.clone().unwrap_or_default(),
+        own: Vec::new(),
     })
 }
 
@@ -160,6 +187,23 @@ fn attach_settings(raw: &RawAttach) -> Result<attach::Settings> {
         dead_connection: Duration::from_secs(dead),
         retry: Duration::from_secs(in_range("attach.retry_s", raw.retry_s, 3, 1..=30)?),
     })
+}
+
+/// What has to go on working while file systems are frozen.
+fn own_files(config: &Config) -> Vec<(String, PathBuf)> {
+    let rowd = [
+        ("the directory of the pool", &config.settings.dir),
+        ("the pool", &config.settings.pool),
+        ("the NBD socket", &config.nbd_socket),
+        ("the control socket", &config.control_socket),
+        ("the read-only control socket", &config.read_only_socket),
+        ("the record of frozen file systems", &config.freeze.record),
+    ];
+    let system = [("the root directory", "/"), ("the system", "/usr"), ("the log", "/var/log")];
+    let rowd = rowd.map(|(what, path)| (what.to_owned(), path.clone()));
+    let system = system.map(|(what, path)| (what.to_owned(), PathBuf::from(path)));
+    let program = std::env::current_exe().ok().map(|path| ("rowd itself".to_owned(), path));
+    rowd.into_iter().chain(system).chain(program).collect()
 }
 
 fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {

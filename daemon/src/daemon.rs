@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::control::{self, Access, Control, Role, Services};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::freeze::Freezer;
 use crate::handover;
 use crate::nbd::activation::{Inherited, InheritedFd, inherited};
 use crate::nbd::listen::{Listener, bind_tcp, bind_unix};
@@ -41,7 +42,8 @@ pub fn run(config: &Config) -> Result<()> {
         .map_err(|e| Error::io("start the runtime", &e))?;
     let server = Server::new(&engine, config.busy_poll)?;
     let attach = Attach::new(&engine, &server, config.attach)?;
-    let daemon = Daemon { services: Services { engine, attach }, server };
+    let freezer = Freezer::new(config.freeze.clone());
+    let daemon = Daemon { services: Services { engine, attach, freezer }, server };
     let served = runtime.block_on(daemon.serve(config, inherited));
     // Before the connections, so that they stand still for as short as possible.
     runtime.shutdown_timeout(DRAIN_LIMIT);
@@ -81,12 +83,15 @@ impl Daemon {
                 }
             });
         }
+        // Only now can the devices below what is frozen answer.
+        self.services.freezer.recover(&self.services.engine)?;
         notify(&[sd_notify::NotifyState::Ready]);
         tracing::info!(dir = %config.settings.dir.display(), "ready");
         wait_for_signal().await?;
         notify(&[sd_notify::NotifyState::Stopping]);
         tracing::info!("stopping");
         stop.send_replace(true);
+        self.services.freezer.close();
         while tasks.join_next().await.is_some() {}
         remove_sockets(config);
         Ok(())

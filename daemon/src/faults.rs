@@ -22,6 +22,9 @@ pub const FAIL_POINTS: &[&str] = &[
     "grow.allocated",
 ];
 
+/// Every hold point: places where a thread waits for a test, in the order in which a freeze meets them.
+pub const HOLD_POINTS: &[&str] = &["freeze.frozen", "freeze.cut"];
+
 /// Every seeded fault: the hazard and the guard it removes.
 pub const SEEDED_FAULTS: &[&str] = &[
     "h1-replay-skips-data-check",
@@ -41,11 +44,14 @@ pub const SEEDED_FAULTS: &[&str] = &[
 
 #[cfg(feature = "faults")]
 mod enabled {
+    use std::path::PathBuf;
     use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
     use std::sync::{Once, OnceLock};
+    use std::time::Duration;
 
     static SEEDED: AtomicUsize = AtomicUsize::new(usize::MAX);
     static FROM_ENV: Once = Once::new();
+    static HOLD: OnceLock<Option<(String, PathBuf)>> = OnceLock::new();
     static POINT: OnceLock<Option<(String, AtomicI64)>> = OnceLock::new();
 
     /// Removes a guard in this process, by its name in [`super::SEEDED_FAULTS`]; `None` restores all.
@@ -72,6 +78,21 @@ mod enabled {
         super::SEEDED_FAULTS.get(SEEDED.load(Ordering::Relaxed)).is_some_and(|n| *n == name)
     }
 
+    /// Waits here when `ROWD_HOLD_POINT=NAME:FILE` says so: makes FILE, and goes on when it is removed.
+    pub fn hold_point(name: &str) {
+        let point = HOLD.get_or_init(|| {
+            let text = std::env::var("ROWD_HOLD_POINT").ok()?;
+            let (name, file) = text.split_once(':').expect("ROWD_HOLD_POINT is NAME:FILE");
+            assert!(super::HOLD_POINTS.contains(&name), "no hold point is called {name}");
+            Some((name.to_owned(), PathBuf::from(file)))
+        });
+        let Some((_, file)) = point.as_ref().filter(|(wanted, _)| wanted == name) else { return };
+        std::fs::write(file, name).expect("the file of ROWD_HOLD_POINT can be made");
+        while file.exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Ends the process here when `ROWD_FAIL_POINT=NAME:N` says so and this is the Nth passage.
     pub fn fail_point(name: &str) {
         let point = POINT.get_or_init(|| {
@@ -89,7 +110,7 @@ mod enabled {
 }
 
 #[cfg(feature = "faults")]
-pub use enabled::{fail_point, seed, seeded};
+pub use enabled::{fail_point, hold_point, seed, seeded};
 
 /// Whether a guard is removed: never, in a build without faults.
 #[cfg(not(feature = "faults"))]
@@ -103,3 +124,8 @@ pub const fn seeded(_name: &str) -> bool {
 #[cfg(not(feature = "faults"))]
 #[inline(always)]
 pub const fn fail_point(_name: &str) {}
+
+/// A place where a test may hold a thread up: nothing, in a build without faults.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+pub const fn hold_point(_name: &str) {}

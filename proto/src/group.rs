@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{RolledBack, Snapshot, Tags, Time};
+use crate::{Consistency, FreezeOptions, RolledBack, Snapshot, Tags, Time};
 
 /// Makes snapshots of several disks at exactly one instant.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,12 @@ pub struct GroupCreate {
     /// Also the name of each member snapshot. Left out: a name made from the time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Of every member.
+    #[serde(default)]
+    pub consistency: Consistency,
+    /// How to freeze; only for levels above `crash`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<FreezeOptions>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
     #[serde(default, skip_serializing_if = "Tags::is_empty")]

@@ -11,6 +11,7 @@ mod disk;
 mod error;
 mod event;
 mod frame;
+mod freeze;
 mod group;
 mod instance;
 mod job;
@@ -33,6 +34,10 @@ pub use frame::{
     REPLY_BYTES_MAX, REQUEST_BYTES_MAX, Rejection, Request, Response, ServerInfo, ServerLine,
     Version2, WireError, WireErrorData, parse_request, parse_server_line, to_line,
 };
+pub use freeze::{
+    FreezeOptions, FreezePhase, FreezeReport, FreezeRunning, FreezeShow, FreezeStatus,
+    FreezeTarget, FreezeThaw, GroupMade, SnapshotMade,
+};
 pub use group::{
     Group, GroupCreate, GroupDelete, GroupDeleted, GroupList, GroupMember, GroupRollback,
     GroupRolledBack, GroupSet, GroupShow, Groups,
@@ -50,7 +55,7 @@ pub use snapshot::{
     SnapshotSet, SnapshotShow, SnapshotStatus, Snapshots,
 };
 pub use tag::{Tagged, TaggedKind, TagsRemove, TagsSet};
-pub use time::Time;
+pub use time::{Moment, Time};
 
 use std::collections::BTreeMap;
 

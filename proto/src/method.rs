@@ -11,12 +11,13 @@ use serde::de::DeserializeOwned;
 use crate::{
     Chain, ChainList, ChainShow, Chains, DiffPage, Disk, DiskAttach, DiskCreate, DiskDelete,
     DiskDetach, DiskList, DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow,
-    DiskUndo, Disks, Done, EventsFrom, EventsList, EventsPage, EventsSubscribe, Group, GroupCreate,
-    GroupDelete, GroupDeleted, GroupList, GroupRollback, GroupRolledBack, GroupSet, GroupShow,
-    Groups, Instance, InstanceAdd, InstanceList, InstanceRemove, InstanceRemoved, InstanceSet,
-    InstanceShow, Instances, Job, JobCancel, JobList, JobShow, Jobs, PoolResize, PoolShow,
-    PoolStatus, RolledBack, ScrubStart, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotDeleted,
-    SnapshotDiff, SnapshotList, SnapshotSet, SnapshotShow, Snapshots, Tagged, TagsRemove, TagsSet,
+    DiskUndo, Disks, Done, EventsFrom, EventsList, EventsPage, EventsSubscribe, FreezeShow,
+    FreezeStatus, FreezeThaw, Group, GroupCreate, GroupDelete, GroupDeleted, GroupList, GroupMade,
+    GroupRollback, GroupRolledBack, GroupSet, GroupShow, Groups, Instance, InstanceAdd,
+    InstanceList, InstanceRemove, InstanceRemoved, InstanceSet, InstanceShow, Instances, Job,
+    JobCancel, JobList, JobShow, Jobs, PoolResize, PoolShow, PoolStatus, RolledBack, ScrubStart,
+    Snapshot, SnapshotCreate, SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotList,
+    SnapshotMade, SnapshotSet, SnapshotShow, Snapshots, Tagged, TagsRemove, TagsSet,
 };
 
 /// Who may call a method.
@@ -106,13 +107,13 @@ methods! {
     DiskUndo = "disk.undo", Admin => RolledBack;
     DiskAttach = "disk.attach", Admin => Disk;
     DiskDetach = "disk.detach", Admin => Disk;
-    SnapshotCreate = "snapshot.create", Admin => Snapshot;
+    SnapshotCreate = "snapshot.create", Admin => SnapshotMade;
     SnapshotList = "snapshot.list", Read => Snapshots;
     SnapshotShow = "snapshot.show", Read => Snapshot;
     SnapshotDelete = "snapshot.delete", Admin => SnapshotDeleted;
     SnapshotSet = "snapshot.set", Admin => Snapshot;
     SnapshotDiff = "snapshot.diff", Read => DiffPage;
-    GroupCreate = "group.create", Admin => Group;
+    GroupCreate = "group.create", Admin => GroupMade;
     GroupList = "group.list", Read => Groups;
     GroupShow = "group.show", Read => Group;
     GroupSet = "group.set", Admin => Group;
@@ -123,6 +124,8 @@ methods! {
     InstanceShow = "instance.show", Read => Instance;
     InstanceSet = "instance.set", Admin => Instance;
     InstanceRemove = "instance.remove", Admin => InstanceRemoved;
+    FreezeShow = "freeze.show", Read => FreezeStatus;
+    FreezeThaw = "freeze.thaw", Admin => FreezeStatus;
     ChainList = "chain.list", Read => Chains;
     ChainShow = "chain.show", Read => Chain;
     TagsSet = "tag.set", Admin => Tagged;

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Client, Tags, Time};
+use crate::{Client, FreezeOptions, Tags, Time};
 
 /// The most ranges one `snapshot.diff` reply holds: 10 000 of them are about 600 KiB of JSON.
 pub const DIFF_PAGE_MAX: u32 = 10_000;
@@ -18,6 +18,22 @@ pub enum Consistency {
     /// One exact instant under live I/O, as a power failure would leave it.
     #[default]
     Crash,
+    /// The file systems were frozen: nothing to repair or replay.
+    Fs,
+    /// The applications stood still too, by scripts or hooks.
+    App,
+}
+
+impl Consistency {
+    /// The name on the wire.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Consistency::Crash => "crash",
+            Consistency::Fs => "fs",
+            Consistency::App => "app",
+        }
+    }
 }
 
 /// Who made a snapshot, and for what.
@@ -54,6 +70,9 @@ pub struct SnapshotCreate {
     pub name: Option<String>,
     #[serde(default)]
     pub consistency: Consistency,
+    /// How to freeze; only for levels above `crash`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<FreezeOptions>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
     #[serde(default, skip_serializing_if = "Tags::is_empty")]

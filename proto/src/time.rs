@@ -52,6 +52,48 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
+/// An instant to the microsecond, for what is over in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Moment(u64);
+
+impl Moment {
+    /// An instant by its microseconds since 1970; one beyond the year 9998 becomes the last one.
+    #[must_use]
+    pub fn from_unix_micros(micros: u64) -> Self {
+        Moment(micros.min(SECONDS_MAX * 1_000_000))
+    }
+
+    /// Microseconds since 1970.
+    #[must_use]
+    pub fn unix_micros(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = i64::try_from(self.0).map_err(|_| fmt::Error)?;
+        let at = jiff::Timestamp::from_microsecond(micros).map_err(|_| fmt::Error)?;
+        write!(f, "{at:.6}")
+    }
+}
+
+impl Serialize for Moment {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Moment {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let instant: jiff::Timestamp = text.parse().map_err(de::Error::custom)?;
+        u64::try_from(instant.as_microsecond())
+            .map(Moment::from_unix_micros)
+            .map_err(|_| de::Error::custom("a time before 1970"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +107,15 @@ mod tests {
             assert_eq!(json, format!("\"{text}\""));
             assert_eq!(serde_json::from_str::<Time>(&json).unwrap().unix(), seconds);
         }
+    }
+
+    #[test]
+    fn a_moment_keeps_its_microseconds() {
+        let json = serde_json::to_string(&Moment::from_unix_micros(1_753_960_205_000_120)).unwrap();
+        assert_eq!(json, "\"2025-07-31T11:10:05.000120Z\"");
+        let read = serde_json::from_str::<Moment>(&json).unwrap();
+        assert_eq!(read.unix_micros(), 1_753_960_205_000_120);
+        assert_eq!(Moment::from_unix_micros(u64::MAX).to_string(), "9998-12-31T23:59:59.000000Z");
     }
 
     #[test]

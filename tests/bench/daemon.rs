@@ -137,7 +137,8 @@ impl Daemon {
 
     pub fn snapshot(&mut self, disk: &str) -> (Snapshot, Duration) {
         let params = SnapshotCreate { disk: disk.to_owned(), ..SnapshotCreate::default() };
-        self.control.timed(&params)
+        let (made, took) = self.control.timed(&params);
+        (made.snapshot, took)
     }
 
     pub fn delete_snapshot(&mut self, id: &str) {

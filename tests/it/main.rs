@@ -17,6 +17,7 @@ mod daemon;
 mod direct;
 mod faults;
 mod filesystems;
+mod freeze;
 mod groups;
 mod instances;
 mod large;

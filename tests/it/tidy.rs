@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rowd::faults::{FAIL_POINTS, SEEDED_FAULTS};
+use rowd::faults::{FAIL_POINTS, HOLD_POINTS, SEEDED_FAULTS};
 
 /// Lines a file may have; beyond, it says more than one thing.
 const LINES_MAX: usize = 600;
@@ -17,6 +17,7 @@ const LINES_MAX: usize = 600;
 const UNSAFE_ALLOWED: &[&str] = &[
     "daemon/src/attach/block.rs",
     "daemon/src/control/peer.rs",
+    "daemon/src/freeze/kernel.rs",
     "daemon/src/nbd/activation.rs",
     "daemon/src/pool/aligned.rs",
     "daemon/src/pool/direct.rs",
@@ -43,7 +44,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ),
     (
         "daemon/src/engine/",
-        &["tokio", "crate::nbd", "crate::attach", "crate::control", "rowd_proto"],
+        &["tokio", "crate::nbd", "crate::attach", "crate::control", "crate::freeze", "rowd_proto"],
     ),
     (
         "daemon/src/attach/",
@@ -309,6 +310,8 @@ fn every_fail_point_and_seeded_fault_is_in_the_daemon_and_in_a_test() {
     let none = BTreeSet::new();
     assert_eq!(missing(FAIL_POINTS, &daemon, &[]), none, "not in the daemon");
     assert_eq!(missing(SEEDED_FAULTS, &daemon, &[]), none, "not in the daemon");
+    assert_eq!(missing(HOLD_POINTS, &daemon, &[]), none, "not in the daemon");
+    assert_eq!(missing(HOLD_POINTS, &tests, &[]), none, "in no test");
     // A test that walks the whole table uses every name in it.
     assert_eq!(missing(FAIL_POINTS, &tests, &["faults::FAIL_POINTS"]), none, "in no test");
     assert_eq!(missing(SEEDED_FAULTS, &tests, &["faults::SEEDED_FAULTS"]), none, "in no test");

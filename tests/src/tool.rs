@@ -79,9 +79,10 @@ fn package(program: &str) -> &'static str {
         "fio" => "fio",
         "nbdkit" => "nbdkit",
         "mkfs.xfs" | "xfs_repair" => "xfsprogs",
-        "mkfs.ext4" | "e2fsck" | "resize2fs" => "e2fsprogs",
+        "mkfs.ext4" | "e2fsck" | "resize2fs" | "dumpe2fs" => "e2fsprogs",
         "fusermount3" => "fuse3",
         "losetup" | "mount" | "umount" => "mount",
+        "fsfreeze" => "util-linux",
         _ => "the package that has it",
     }
 }

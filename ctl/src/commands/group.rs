@@ -17,6 +17,7 @@ use crate::render::{self, Columns, Fields, Heading, Output, Text};
 use rowd_proto::size;
 
 use super::disk::rolled_back_text;
+use super::freeze::{FreezeArgs, report_text};
 use super::{Context, Tag, collect_tags, parse_tag};
 
 #[derive(Debug, Subcommand)]
@@ -25,6 +26,7 @@ pub enum Verb {
     #[command(after_help = "Examples:
   rowctl group create data1 log1
   rowctl group create data1 log1 --name before-upgrade
+  rowctl group create data1 log1 --consistency fs
   rowctl group create --instance web1 --exclude scratch1
 
 A group is what others call an instance snapshot. It is kept until somebody deletes it. Its
@@ -75,6 +77,8 @@ pub struct Create {
     /// Also the name of each snapshot; left out: a name made from the time
     #[arg(long)]
     name: Option<String>,
+    #[command(flatten)]
+    freeze: FreezeArgs,
     #[arg(long, default_value = "", hide_default_value = true)]
     description: String,
     /// May be given several times
@@ -149,10 +153,19 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
 }
 
 fn create(args: Create, client: &mut Client, context: &Context) -> Result<()> {
-    let Create { disks, instances, exclude, name, description, tags } = args;
+    let Create { disks, instances, exclude, name, freeze, description, tags } = args;
+    let (consistency, freeze) = freeze.parts()?;
     let tags = collect_tags(tags);
-    let request = GroupCreate { disks, instances, exclude, name, description, tags };
-    print(&client.call(&request)?, context)
+    let request =
+        GroupCreate { disks, instances, exclude, name, consistency, freeze, description, tags };
+    let made = client.call_patiently(&request)?;
+    context.output.object(&made, &made.group.id, |output| {
+        let text = full(&made.group, output);
+        match &made.freeze {
+            Some(report) => format!("{text}\n\n{}", report_text(report, output)),
+            None => text,
+        }
+    })
 }
 
 fn delete(args: &Delete, client: &mut Client, context: &Context) -> Result<()> {

@@ -9,6 +9,7 @@ pub mod check;
 pub mod disk;
 pub mod doctor;
 pub mod events;
+pub mod freeze;
 pub mod generate;
 pub mod group;
 pub mod instance;
@@ -47,6 +48,7 @@ pub fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Snapshot(verb) => snapshot::run(verb, context),
         Command::Group(verb) => group::run(verb, context),
         Command::Instance(verb) => instance::run(verb, context),
+        Command::Freeze(verb) => freeze::run(&verb, context),
         Command::Chain(verb) => chain::run(verb, context),
         Command::Tag(verb) => tag::run(verb, context),
         Command::Pool(verb) => pool::run(verb, context),

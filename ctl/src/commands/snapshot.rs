@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use rowd_proto::{
     Consistency, DIFF_PAGE_MAX, DiffRange, ErrorKind, Snapshot, SnapshotCreate, SnapshotDelete,
     SnapshotDeleted, SnapshotDiff, SnapshotKind, SnapshotList, SnapshotSet, SnapshotShow,
@@ -19,6 +19,7 @@ use crate::error::{Failure, Outcome, Result};
 use crate::render::{self, Columns, Fields, Heading, Output, Text};
 use rowd_proto::size;
 
+use super::freeze::{FreezeArgs, report_text};
 use super::{Context, Tag, clients, collect_tags, parse_tag, wait};
 
 #[derive(Debug, Subcommand)]
@@ -26,7 +27,8 @@ pub enum Verb {
     /// Make a snapshot of a disk
     #[command(after_help = "Examples:
   rowctl snapshot create data1
-  rowctl snapshot create data1 before-upgrade --tag keep=yes")]
+  rowctl snapshot create data1 before-upgrade --tag keep=yes
+  rowctl snapshot create data1 --consistency fs")]
     Create(Create),
     /// List snapshots, oldest first
     #[command(visible_alias = "ls", after_help = "Example:\n  rowctl snapshot list data1")]
@@ -68,9 +70,8 @@ pub struct Create {
     disk: String,
     /// Left out: a name made from the time
     name: Option<String>,
-    /// What takes part in the snapshot
-    #[arg(long, default_value = "crash")]
-    consistency: Level,
+    #[command(flatten)]
+    freeze: FreezeArgs,
     #[arg(long, default_value = "", hide_default_value = true)]
     description: String,
     /// May be given several times
@@ -79,12 +80,6 @@ pub struct Create {
     /// Return when the snapshot is accomplished
     #[arg(long)]
     wait: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Level {
-    /// One exact instant under live I/O, as a power failure would leave it
-    Crash,
 }
 
 #[derive(Args, Debug)]
@@ -162,18 +157,22 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
 }
 
 fn create(args: Create, context: &Context) -> Result<()> {
-    let Create { disk, name, consistency, description, tags, wait } = args;
-    let consistency = match consistency {
-        Level::Crash => Consistency::Crash,
-    };
+    let Create { disk, name, freeze, description, tags, wait } = args;
+    let (consistency, freeze) = freeze.parts()?;
     let tags = collect_tags(tags);
     let mut client = context.client()?;
-    let mut snapshot =
-        client.call(&SnapshotCreate { disk, name, consistency, description, tags })?;
+    let request = SnapshotCreate { disk, name, consistency, freeze, description, tags };
+    let mut made = client.call_patiently(&request)?;
     if wait {
-        snapshot = settle(&mut client, snapshot, None)?;
+        made.snapshot = settle(&mut client, made.snapshot, None)?;
     }
-    print(&snapshot, context)
+    context.output.object(&made, &made.snapshot.id, |output| {
+        let text = fields(&made.snapshot, output);
+        match &made.freeze {
+            Some(report) => format!("{text}\n\n{}", report_text(report, output)),
+            None => text,
+        }
+    })
 }
 
 fn list(disk: Option<String>, context: &Context) -> Result<()> {
@@ -343,12 +342,7 @@ fn fields(snapshot: &Snapshot, output: &Output) -> String {
     fields.add("stored", render::bytes(snapshot.stored_bytes));
     fields.add("created", output.full_time(snapshot.created_at));
     fields.add("kind", kind(snapshot.kind));
-    fields.add(
-        "consistency",
-        match snapshot.consistency {
-            Consistency::Crash => "crash",
-        },
-    );
+    fields.add("consistency", snapshot.consistency.name());
     fields.add("status", status(snapshot));
     fields.add_some("parent", snapshot.parent.clone());
     fields.add_some("expires", snapshot.expires_at.map(|at| output.full_time(at)));
@@ -385,10 +379,12 @@ pub fn table(snapshots: &[Snapshot], output: &Output) -> String {
         Heading::Right("STORED"),
         Heading::Left("CREATED"),
         Heading::Left("KIND"),
+        Heading::Left("LEVEL"),
         Heading::Left("STATUS"),
         Heading::Left("NOTE"),
     ]);
     for snapshot in snapshots {
+        let is_crash = snapshot.consistency == Consistency::Crash;
         let is_manual = snapshot.kind == SnapshotKind::Manual;
         let is_usable = snapshot.status == SnapshotStatus::Accomplished;
         columns.row([
@@ -399,6 +395,7 @@ pub fn table(snapshots: &[Snapshot], output: &Output) -> String {
             render::bytes(snapshot.stored_bytes),
             output.time(snapshot.created_at).into(),
             if is_manual { "" } else { kind(snapshot.kind) }.into(),
+            if is_crash { "" } else { snapshot.consistency.name() }.into(),
             if is_usable { "".into() } else { status(snapshot) },
             note(snapshot, output).into(),
         ]);

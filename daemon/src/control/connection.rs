@@ -43,8 +43,10 @@ const READ_BYTES: usize = 8 << 10;
 /// connection.
 const EVENT_WAIT: Duration = Duration::from_secs(1);
 /// The nouns this daemon has methods for, as the greeting tells them.
-const FEATURES: &[&str] =
-    &["disk", "snapshot", "group", "instance", "chain", "tag", "pool", "events", "job", "scrub"];
+const FEATURES: &[&str] = &[
+    "disk", "snapshot", "group", "instance", "freeze", "chain", "tag", "pool", "events", "job",
+    "scrub",
+];
 
 /// The connection is of no further use: the client is gone or does not read.
 struct Gone;

@@ -10,8 +10,9 @@ use rowd_proto::{ErrorBody, Time};
 
 use crate::engine::Engine;
 use crate::engine::api::{
-    AttachmentInfo, AttachmentState, ChainInfo, Change, ClientInfo, DiskInfo, Event, JobInfo,
-    JobState, PoolStatus, Rollback, ScrubReport, SnapshotInfo, SnapshotKind, SnapshotStatus,
+    AttachmentInfo, AttachmentState, ChainInfo, Change, ClientInfo, Consistency, DiskInfo, Event,
+    JobInfo, JobState, PoolStatus, Rollback, ScrubReport, SnapshotInfo, SnapshotKind,
+    SnapshotStatus,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::DiskId;
@@ -104,6 +105,14 @@ pub(super) fn rolled_back(
     })
 }
 
+pub(super) fn consistency(level: Consistency) -> proto::Consistency {
+    match level {
+        Consistency::Crash => proto::Consistency::Crash,
+        Consistency::Fs => proto::Consistency::Fs,
+        Consistency::App => proto::Consistency::App,
+    }
+}
+
 pub(super) fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
     let (status, instant_access) = match info.status {
         SnapshotStatus::Accomplished => (proto::SnapshotStatus::Accomplished, true),
@@ -122,7 +131,7 @@ pub(super) fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
             SnapshotKind::Auto => proto::SnapshotKind::Auto,
             SnapshotKind::Undo => proto::SnapshotKind::Undo,
         },
-        consistency: proto::Consistency::Crash,
+        consistency: consistency(info.consistency),
         status,
         // A snapshot in the pool is complete from its first instant.
         progress: 100,

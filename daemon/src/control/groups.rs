@@ -17,17 +17,9 @@ use crate::engine::api::{
 use crate::error::Result;
 use crate::units::DiskId;
 
-pub(super) fn create(
-    engine: &Arc<Engine>,
-    by: Actor,
-    ask: proto::GroupCreate,
-) -> Result<proto::Group> {
-    engine.group_create(by, spec(engine, ask)?).map(group)
-}
-
 /// What is asked for, with names turned into ids.
-fn spec(engine: &Engine, ask: proto::GroupCreate) -> Result<GroupSpec> {
-    let proto::GroupCreate { disks, instances, mut exclude, name, description, tags } = ask;
+pub(super) fn spec(engine: &Engine, ask: proto::GroupCreate) -> Result<GroupSpec> {
+    let proto::GroupCreate { disks, instances, mut exclude, name, description, tags, .. } = ask;
     exclude.retain(|name| !name.is_empty());
     Ok(GroupSpec {
         disks: disks_of(engine, &disks)?,
@@ -99,7 +91,7 @@ fn members_of(engine: &Engine, group: &GroupInfo, names: &[String]) -> Result<Ve
     names.iter().map(of).collect()
 }
 
-fn group(info: GroupInfo) -> proto::Group {
+pub(super) fn group(info: GroupInfo) -> proto::Group {
     let member = |MemberInfo { disk_id, disk_name, snapshot_id, snapshot: found }| {
         let (disk_id, snapshot_id) = (DiskId::to_string(&disk_id), snapshot_id.to_string());
         proto::GroupMember { disk_id, disk_name, snapshot_id, snapshot: found.map(snapshot) }

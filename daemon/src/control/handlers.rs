@@ -15,14 +15,13 @@ use serde_json::{Map, Value};
 use crate::engine::Engine;
 use crate::engine::api::{
     Actor, DiskChange, DiskInfo, DiskSpec, GroupInfo, InstanceInfo, SnapshotChange, SnapshotInfo,
-    SnapshotSpec,
 };
 use crate::error::{Error, Result};
 
 use super::convert::{chain, diff_range, disk, error_body, event, job, pool_status, snapshot};
 use super::instances;
 use super::resolve::{self, Object};
-use super::{Services, attach, groups};
+use super::{Services, attach, freezing, groups};
 
 /// Ranges in a page of a diff unless the client asks for more.
 const DIFF_PAGE_DEFAULT: u32 = 1000;
@@ -75,30 +74,32 @@ pub(super) fn call(
         Method::DiskShow => ask.reply(disk_show),
         Method::DiskDelete => ask.reply(disk_delete),
         Method::DiskRename => ask.reply(disk_rename),
-        Method::DiskResize => ask.attached(attach::resize),
-        Method::DiskReinit => ask.attached(attach::reinit),
+        Method::DiskResize => ask.serve(attach::resize),
+        Method::DiskReinit => ask.serve(attach::reinit),
         Method::DiskSet => ask.reply(disk_set),
-        Method::DiskRollback => ask.attached(attach::rollback),
-        Method::DiskUndo => ask.attached(attach::undo),
-        Method::DiskAttach => ask.attached(attach::attach),
-        Method::DiskDetach => ask.attached(attach::detach),
-        Method::SnapshotCreate => ask.reply(snapshot_create),
+        Method::DiskRollback => ask.serve(attach::rollback),
+        Method::DiskUndo => ask.serve(attach::undo),
+        Method::DiskAttach => ask.serve(attach::attach),
+        Method::DiskDetach => ask.serve(attach::detach),
+        Method::SnapshotCreate => ask.serve(freezing::snapshot_create),
         Method::SnapshotList => ask.reply(snapshot_list),
         Method::SnapshotShow => ask.reply(snapshot_show),
         Method::SnapshotDelete => ask.reply(snapshot_delete),
         Method::SnapshotSet => ask.reply(snapshot_set),
         Method::SnapshotDiff => ask.reply(snapshot_diff),
-        Method::GroupCreate => ask.reply(groups::create),
+        Method::GroupCreate => ask.serve(freezing::group_create),
         Method::GroupList => ask.reply(groups::list),
         Method::GroupShow => ask.reply(groups::show),
         Method::GroupSet => ask.reply(groups::set),
         Method::GroupDelete => ask.reply(groups::delete),
-        Method::GroupRollback => ask.attached(groups::rollback),
+        Method::GroupRollback => ask.serve(groups::rollback),
         Method::InstanceAdd => ask.reply(instances::add),
         Method::InstanceList => ask.reply(instances::list),
         Method::InstanceShow => ask.reply(instances::show),
         Method::InstanceSet => ask.reply(instances::set),
         Method::InstanceRemove => ask.reply(instances::remove),
+        Method::FreezeShow => ask.serve(freezing::show),
+        Method::FreezeThaw => ask.serve(freezing::thaw),
         Method::ChainList => ask.reply(chain_list),
         Method::ChainShow => ask.reply(chain_show),
         Method::TagsSet => ask.reply(tags_set),
@@ -116,7 +117,6 @@ pub(super) fn call(
 
 /// A request on its way to its handler.
 struct Ask<'a> {
-    /// Shared, because a scrub outlives the call that starts it.
     services: &'a Services,
     by: Actor,
     params: Map<String, Value>,
@@ -131,8 +131,8 @@ impl Ask<'_> {
         encode(&handler(&self.services.engine, self.by, params)?).map(Outcome::Reply)
     }
 
-    /// As [`Ask::reply`], for methods that touch kernel devices.
-    fn attached<C: Call>(
+    /// As `reply`, for a handler that needs more than the engine.
+    fn serve<C: Call>(
         self,
         handler: fn(&Services, Actor, C) -> Result<C::Reply>,
     ) -> Result<Outcome, Failure> {
@@ -186,20 +186,6 @@ fn disk_set(engine: &Arc<Engine>, by: Actor, ask: proto::DiskSet) -> Result<prot
     let instance = ask.instance.map(|name| resolve::instance(engine, &name)).transpose()?;
     let change = DiskChange { description: ask.description, read_only: ask.read_only, instance };
     engine.disk_change(by, &id, change).map(disk)
-}
-
-fn snapshot_create(
-    engine: &Arc<Engine>,
-    by: Actor,
-    ask: proto::SnapshotCreate,
-) -> Result<proto::Snapshot> {
-    let disk = resolve::disk(engine, &ask.disk)?;
-    // The one level there is; a second one makes this match incomplete.
-    match ask.consistency {
-        proto::Consistency::Crash => {}
-    }
-    let proto::SnapshotCreate { name, description, tags, .. } = ask;
-    engine.snapshot_create(by, SnapshotSpec { disk, name, description, tags }).map(snapshot)
 }
 
 fn snapshot_list(

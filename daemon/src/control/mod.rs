@@ -9,6 +9,7 @@
 mod attach;
 mod connection;
 mod convert;
+mod freezing;
 mod groups;
 mod handlers;
 mod instances;
@@ -34,6 +35,7 @@ use tracing::{debug, info, warn};
 use crate::attach::Attach;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::freeze::Freezer;
 
 pub use peer::Access;
 
@@ -61,6 +63,7 @@ pub fn exit_code(error: &Error) -> u8 {
 pub struct Services {
     pub engine: Arc<Engine>,
     pub attach: Arc<Attach>,
+    pub freezer: Arc<Freezer>,
 }
 
 /// What the clients of a socket may do.

@@ -4,6 +4,9 @@
 //! Absent: wire formats (`rowd-proto` has those) and behaviour.
 
 use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
 
 use crate::units::{DiskId, GroupId, InstanceId, JobId, SnapshotId};
 
@@ -88,6 +91,29 @@ pub struct SnapshotSpec {
     pub name: Option<String>,
     pub description: String,
     pub tags: Tags,
+}
+
+/// How much of what runs on a disk took part in a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// One exact instant under live I/O.
+    #[default]
+    Crash,
+    /// The file systems were frozen.
+    Fs,
+    /// The applications stood still too.
+    App,
+}
+
+impl fmt::Display for Consistency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Consistency::Crash => "crash",
+            Consistency::Fs => "fs",
+            Consistency::App => "app",
+        })
+    }
 }
 
 /// Changes to a snapshot; `None` leaves a property as it is.
@@ -248,6 +274,7 @@ pub struct SnapshotInfo {
     pub size: u64,
     pub created_at: u64,
     pub kind: SnapshotKind,
+    pub consistency: Consistency,
     pub status: SnapshotStatus,
     /// Bytes that deleting just this snapshot would free.
     pub exclusive_bytes: u64,

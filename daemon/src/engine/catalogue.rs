@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use super::api::{Actor, SnapshotKind, Tags};
+use super::api::{Actor, Consistency, SnapshotKind, Tags};
 use crate::error::{Error, Result};
 use crate::units::{DiskId, Epoch, GroupId, InstanceId, SnapshotId, TreeId};
 
@@ -67,6 +67,9 @@ pub struct SnapshotRecord {
     pub node: Epoch,
     #[serde(default)]
     pub tags: Tags,
+    /// The level it was made at; `crash` until everything is thawed.
+    #[serde(default)]
+    pub consistency: Consistency,
 }
 
 /// Snapshots of several disks at one instant.

@@ -5,7 +5,7 @@
 //! reinit stays as a snapshot.
 //! Absent: snapshots made on request (`snapshots.rs`).
 
-use super::api::{Actor, ClientInfo, DiskChange, DiskInfo, DiskSpec, Rollback, Tags};
+use super::api::{Actor, ClientInfo, Consistency, DiskChange, DiskInfo, DiskSpec, Rollback, Tags};
 use super::attachments::refuse_attached;
 use super::catalogue::{DiskRecord, Kind, Op, SnapshotRecord, Turn};
 use super::names::timed_name;
@@ -270,6 +270,7 @@ impl Engine {
             tree: disk.tree,
             node: disk.head,
             tags: Tags::new(),
+            consistency: Consistency::Crash,
         };
         Ok(Turn {
             disk: disk.id.clone(),

@@ -49,6 +49,15 @@ impl Engine {
         Ok(self.group_disks(spec)?.into_iter().map(|disk| disk.id).collect())
     }
 
+    /// Whether a group could be made now.
+    ///
+    /// # Errors
+    /// What [`Engine::group_create`] would say.
+    pub fn group_check(&self, spec: &GroupSpec) -> Result<()> {
+        let _shape = self.shape.lock();
+        self.plan_group(spec.clone()).map(drop)
+    }
+
     /// A group that can be made: every name is free, no quota reached. The caller holds `shape`.
     fn plan_group(&self, spec: GroupSpec) -> Result<Plan> {
         check_tags(&spec.tags)?;

@@ -278,6 +278,7 @@ impl Engine {
             size: record.size,
             created_at: record.created_at,
             kind: record.kind.into(),
+            consistency: record.consistency,
             status: SnapshotStatus::Accomplished,
             exclusive_bytes,
             stored_bytes: stored * BLOCK_SIZE,
@@ -332,7 +333,10 @@ fn mapped_blocks(nodes: &Nodes, node: Epoch) -> u64 {
 
 impl Engine {
     /// Tells an event that changes nothing.
-    pub(super) fn note(&self, by: Actor, kind: &str, object: &str, message: String) -> Result<()> {
+    ///
+    /// # Errors
+    /// The pool has stopped.
+    pub fn note(&self, by: Actor, kind: &str, object: &str, message: String) -> Result<()> {
         let op = super::Op::Note { kind: kind.to_owned(), object: object.to_owned() };
         self.change(by, op, message)
     }

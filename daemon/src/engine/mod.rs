@@ -12,6 +12,7 @@ pub mod catalogue;
 pub mod check;
 mod checkpoint;
 mod clients;
+mod consistency;
 mod diff;
 mod disks;
 mod exports;

@@ -4,7 +4,7 @@
 //! before it are in it; manual snapshots go only when somebody deletes them.
 //! Absent: freezing of file systems, copies, policies.
 
-use super::api::{Actor, SnapshotChange, SnapshotInfo, SnapshotSpec, Tags};
+use super::api::{Actor, Consistency, SnapshotChange, SnapshotInfo, SnapshotSpec, Tags};
 use super::catalogue::{Cut, DiskRecord, Kind, Op, SnapshotRecord};
 use super::disks::{change_tags, check_tags};
 use super::names::{check_manual_name, timed_name};
@@ -51,6 +51,7 @@ impl Engine {
             tree: disk.tree,
             node: disk.head,
             tags: spec.tags,
+            consistency: Consistency::Crash,
         };
         Ok(Cut { snapshot, head })
     }
@@ -160,7 +161,12 @@ impl Engine {
         self.snapshot(&id)
     }
 
-    fn new_snapshot_name(&self, disk: &DiskId, name: Option<String>, at: u64) -> Result<String> {
+    pub(super) fn new_snapshot_name(
+        &self,
+        disk: &DiskId,
+        name: Option<String>,
+        at: u64,
+    ) -> Result<String> {
         let catalogue = self.catalogue.read();
         let Some(name) = name else { return Ok(timed_name(&catalogue, disk, "snap", at)) };
         check_manual_name(&name)?;
@@ -174,7 +180,7 @@ impl Engine {
         Ok(name)
     }
 
-    fn check_quota(&self, disk: &DiskId, name: &str) -> Result<()> {
+    pub(super) fn check_quota(&self, disk: &DiskId, name: &str) -> Result<()> {
         let catalogue = self.catalogue.read();
         let manual = catalogue.snapshots_of(disk).iter().filter(|s| s.kind == Kind::Manual).count();
         let quota = self.settings.quota_manual;

@@ -1,9 +1,437 @@
-//! Quiet file systems and applications around a cut.
+//! Snapshots and groups above the crash level: file systems, and the applications on them, stand still
+//! while the cut is made.
 //!
-//! Absent: everything but what an application is told.
+//! Invariants: one freeze at a time; whatever is refused is refused before anything is touched; a level
+//! is recorded on a snapshot only after everything is thawed; a file system never stays frozen beyond
+//! the limit, whoever dies (`helper/`, `local.rs`).
+//! Absent: the cut itself (`engine/`), which knows nothing of freezing.
 
 mod child;
+pub mod dev;
+pub mod devices;
+pub mod discover;
 pub mod hook;
+pub mod kernel;
+pub mod local;
+pub mod mounts;
+mod operation;
+pub mod provider;
+pub mod record;
+pub mod report;
 pub mod script;
 #[cfg(test)]
 mod testing;
+mod wire;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+
+use crate::engine::Engine;
+use crate::engine::api::{Actor, Consistency, GroupInfo, GroupSpec, SnapshotInfo, SnapshotSpec};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{DiskId, SnapshotId};
+use devices::Sys;
+use discover::{DiskUse, Wanted, discover};
+use local::{Breaker, Local, Setup};
+use operation::{Made, Operation};
+use provider::{Provider, Target};
+use record::Record;
+use report::{Phase, Report};
+
+/// The tag of a snapshot whose applications stood still.
+pub const APP_TAG: &str = "APPConsistent";
+/// The tag of a snapshot whose file systems stood still.
+pub const FS_TAG: &str = "FsConsistent";
+/// The value of both.
+pub const TAG_VALUE: &str = "True";
+/// The longest limit a request may ask for: an application waits as long.
+pub const LIMIT_MAX: Duration = Duration::from_secs(300);
+
+/// How often the start tries to thaw what is left, each time for the few seconds that the helper gives a device.
+const RECOVERY_TRIES: u32 = 60;
+
+/// What the configuration says.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long file systems may be frozen.
+    pub limit: Duration,
+    /// Where it is written what is frozen.
+    pub record: PathBuf,
+    /// Files that must never be frozen, with what they are.
+    pub own: Vec<(String, PathBuf)>,
+}
+
+/// What a request says.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Mount points to freeze in addition to those that are found.
+    pub mounts: Vec<PathBuf>,
+    pub limit: Option<Duration>,
+    /// Leave file systems alone.
+    pub no_freeze: bool,
+}
+
+/// The freezes of a daemon.
+#[derive(Debug)]
+pub struct Freezer {
+    settings: Settings,
+    running: Mutex<Weak<Busy>>,
+    closing: AtomicBool,
+}
+
+/// The one freeze that runs. It goes when its last owner goes, which may be a thread that waits for a
+/// file system that does not answer.
+#[derive(Debug)]
+pub struct Busy {
+    what: String,
+    wanted: Consistency,
+    since: SystemTime,
+    progress: Mutex<Progress>,
+    broken: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Progress {
+    phase: Phase,
+    targets: Vec<Target>,
+    breakers: Vec<Breaker>,
+}
+
+impl Busy {
+    fn enter(&self, phase: Phase) {
+        self.progress.lock().phase = phase;
+    }
+
+    /// Whether the operation may go on.
+    fn check(&self) -> Result<()> {
+        if !self.broken.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let message = "the freeze was called off before the snapshot was made";
+        Err(Error::new(ErrorKind::Cancelled, message))
+    }
+
+    fn call_off(&self) {
+        self.broken.store(true, Ordering::SeqCst);
+        self.progress.lock().breakers.iter().for_each(Breaker::thaw);
+    }
+}
+
+/// What is frozen now, or what is left of an earlier freeze.
+#[derive(Clone, Debug)]
+pub struct Status {
+    pub running: Option<Running>,
+    /// The record of a freeze that no running one owns.
+    pub left: Option<Record>,
+}
+
+/// A freeze that runs.
+#[derive(Clone, Debug)]
+pub struct Running {
+    pub what: String,
+    pub wanted: Consistency,
+    pub since: SystemTime,
+    pub phase: Phase,
+    pub targets: Vec<Target>,
+}
+
+impl Freezer {
+    #[must_use]
+    pub fn new(settings: Settings) -> Arc<Freezer> {
+        let (running, closing) = (Mutex::new(Weak::new()), AtomicBool::new(false));
+        Arc::new(Freezer { settings, running, closing })
+    }
+
+    /// Makes a snapshot of a disk at a level above `crash`, or at a lower one with the reason why.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`]; after `TagFailed`, `ThawFailed` and `ThawScript` the snapshot is there.
+    pub fn snapshot_create(
+        &self,
+        engine: &Engine,
+        by: Actor,
+        spec: SnapshotSpec,
+        level: Consistency,
+        options: &Options,
+    ) -> Result<(SnapshotInfo, Report)> {
+        engine.snapshot_check(&spec)?;
+        let disks = [disk_use(engine, &spec.disk)?];
+        let what = format!("{}@{}", disks[0].name, spec.name.as_deref().unwrap_or("(new)"));
+        let operation = self.prepare(what, level, &disks, options)?;
+        let made = operation.run(
+            || engine.snapshot_create(by, spec),
+            |made| engine.snapshot_delete(by, &made.id, true).map(drop),
+        );
+        let Made { made, report, trouble } = made.inspect_err(|e| told_failure(engine, by, e))?;
+        let label = engine.snapshot_full_name(&made.id)?;
+        let report = finish(engine, by, std::slice::from_ref(&made.id), report, trouble, &label)?;
+        Ok((engine.snapshot(&made.id)?, report))
+    }
+
+    /// Makes a group, as [`Freezer::snapshot_create`] a snapshot.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn group_create(
+        &self,
+        engine: &Engine,
+        by: Actor,
+        spec: GroupSpec,
+        level: Consistency,
+        options: &Options,
+    ) -> Result<(GroupInfo, Report)> {
+        engine.group_check(&spec)?;
+        let chosen = engine.group_choice(&spec)?;
+        let disks: Vec<DiskUse> =
+            chosen.iter().map(|id| disk_use(engine, id)).collect::<Result<_>>()?;
+        let what = format!("group {}", spec.name.as_deref().unwrap_or("(new)"));
+        let operation = self.prepare(what, level, &disks, options)?;
+        let made = operation.run(
+            || engine.group_create(by, spec),
+            |made| engine.group_delete(by, &made.id, true).map(drop),
+        );
+        let Made { made, report, trouble } = made.inspect_err(|e| told_failure(engine, by, e))?;
+        let ids: Vec<_> = made.members.iter().map(|member| member.snapshot_id.clone()).collect();
+        let report = finish(engine, by, &ids, report, trouble, &format!("group {}", made.name))?;
+        Ok((engine.group(&made.id)?, report))
+    }
+
+    /// Finds and checks everything; nothing is touched yet.
+    fn prepare(
+        &self,
+        what: String,
+        wanted: Consistency,
+        disks: &[DiskUse],
+        options: &Options,
+    ) -> Result<Operation> {
+        let begun = Instant::now();
+        let limit = options.limit.unwrap_or(self.settings.limit);
+        if limit.is_zero() || limit > LIMIT_MAX {
+            return Err(Error::invalid(format!(
+                "a freeze of {} s: 1 to {} is possible",
+                limit.as_secs(),
+                LIMIT_MAX.as_secs()
+            )));
+        }
+        let busy = self.occupy(&what, wanted)?;
+        let mut report = Report::new(wanted);
+        let mut providers: Vec<Box<dyn Provider>> = Vec::new();
+        if !options.no_freeze {
+            let wanted = Wanted { disks, named: &options.mounts, own: &self.settings.own };
+            let members = discover(&Sys::default(), wanted)?;
+            let record = self.settings.record.clone();
+            let local = Local::start(Setup { members, record, what, limit }, &busy)?;
+            local.sync()?;
+            busy.progress.lock().breakers.push(local.breaker());
+            providers.push(Box::new(local));
+        }
+        report.targets = providers.iter().flat_map(|provider| provider.targets()).collect();
+        busy.progress.lock().targets.clone_from(&report.targets);
+        for target in &report.targets {
+            tracing::info!(what = busy.what, %target, "to be frozen");
+        }
+        report.phases.push((Phase::Prepare, begun.elapsed()));
+        Ok(Operation { busy, providers, report })
+    }
+
+    /// Takes the one place there is.
+    fn occupy(&self, what: &str, wanted: Consistency) -> Result<Arc<Busy>> {
+        if self.closing.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::ShuttingDown, "the daemon is going down"));
+        }
+        let mut running = self.running.lock();
+        if let Some(other) = running.upgrade() {
+            let message = format!("a freeze for {} is under way", other.what);
+            return Err(Error::new(ErrorKind::InUse, message)
+                .hint("one at a time: try again when it is done (`rowctl freeze status`)"));
+        }
+        if record(&self.settings.record)?.is_some() {
+            let message = "file systems of an earlier freeze may still be frozen";
+            return Err(
+                Error::new(ErrorKind::Condition, message).hint("`rowctl freeze thaw` thaws them")
+            );
+        }
+        let progress =
+            Progress { phase: Phase::Prepare, targets: Vec::new(), breakers: Vec::new() };
+        let busy = Arc::new(Busy {
+            what: what.to_owned(),
+            wanted,
+            since: SystemTime::now(),
+            progress: Mutex::new(progress),
+            broken: AtomicBool::new(false),
+        });
+        *running = Arc::downgrade(&busy);
+        Ok(busy)
+    }
+
+    /// What is frozen now.
+    ///
+    /// # Errors
+    /// There is a record that cannot be read.
+    pub fn status(&self) -> Result<Status> {
+        let running = self.running.lock().upgrade();
+        let left = match &running {
+            Some(_) => None,
+            None => record(&self.settings.record)?,
+        };
+        let running = running.map(|busy| {
+            let progress = busy.progress.lock();
+            Running {
+                what: busy.what.clone(),
+                wanted: busy.wanted,
+                since: busy.since,
+                phase: progress.phase,
+                targets: progress.targets.clone(),
+            }
+        });
+        Ok(Status { running, left })
+    }
+
+    /// Ends the freeze that runs, at once; one that has not cut yet makes no snapshot. Thaws what an
+    /// earlier one left. Returns what it was about.
+    ///
+    /// # Errors
+    /// `ThawFailed` when something that an earlier freeze left does not thaw.
+    pub fn thaw(&self) -> Result<Status> {
+        let status = self.status()?;
+        if let Some(busy) = self.running.lock().upgrade() {
+            busy.call_off();
+        }
+        if status.left.is_some() {
+            local::thaw_recorded(&self.settings.record)?;
+        }
+        Ok(status)
+    }
+
+    /// Thaws what an earlier daemon left frozen, in the background: its devices answer only now that this
+    /// one serves them.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn recover(self: &Arc<Self>, engine: &Arc<Engine>) -> Result<()> {
+        match record(&self.settings.record) {
+            // One of another boot is of no use.
+            Ok(None) => return remove_record(&self.settings.record),
+            Ok(Some(_)) => {}
+            Err(error) => {
+                tracing::error!(%error, "what an earlier freeze left is not known");
+                return Ok(());
+            }
+        }
+        let (this, engine) = (Arc::clone(self), Arc::clone(engine));
+        let work = move || {
+            for _ in 0..RECOVERY_TRIES {
+                let done = local::thaw_recorded(&this.settings.record);
+                let message = match &done {
+                    Ok(()) => "thawed what an earlier daemon left frozen".to_owned(),
+                    Err(error) => error.message().to_owned(),
+                };
+                if let Err(error) =
+                    engine.note(Actor::DAEMON, "freeze.recovered", "freeze", message)
+                {
+                    tracing::error!(%error, "an event is lost");
+                }
+                if done.is_ok() || this.closing.load(Ordering::SeqCst) {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("thaw".to_owned()).spawn(work);
+        thread.map(drop).map_err(|e| Error::io("start a thread", &e))
+    }
+
+    /// Ends the freeze that runs and begins no other.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        if let Some(busy) = self.running.lock().upgrade() {
+            busy.call_off();
+        }
+    }
+}
+
+/// The record of a freeze of this boot, if there is one.
+fn record(path: &Path) -> Result<Option<Record>> {
+    Record::read(path).map_err(|e| Error::io(format!("read {}", path.display()), &e))
+}
+
+fn remove_record(path: &Path) -> Result<()> {
+    Record::remove(path).map_err(|e| Error::io(format!("remove {}", path.display()), &e))
+}
+
+fn disk_use(engine: &Engine, id: &DiskId) -> Result<DiskUse> {
+    let info = engine.disk(id)?;
+    let pids = info.clients.iter().filter_map(|client| client.pid).collect();
+    Ok(DiskUse { id: id.to_string(), name: info.name, pids })
+}
+
+/// Records the level on the snapshots, and tells what happened.
+fn finish(
+    engine: &Engine,
+    by: Actor,
+    snapshots: &[SnapshotId],
+    mut report: Report,
+    trouble: Option<Error>,
+    label: &str,
+) -> Result<Report> {
+    let tag = match report.reached {
+        Consistency::Crash => None,
+        Consistency::Fs => Some(FS_TAG),
+        Consistency::App => Some(APP_TAG),
+    };
+    let begun = Instant::now();
+    let tagged = tag.map_or(Ok(()), |tag| {
+        let mark = |id| engine.snapshot_mark(by, id, report.reached, (tag, TAG_VALUE));
+        // All of them, also when one fails.
+        snapshots.iter().map(mark).fold(Ok(()), Result::and)
+    });
+    if tag.is_some() {
+        report.phases.push((Phase::Tag, begun.elapsed()));
+    }
+    let (wanted, reached) = (report.wanted, report.reached);
+    for note in &report.notes {
+        tracing::warn!(what = label, note, "consistency");
+    }
+    for (phase, took) in &report.phases {
+        tracing::info!(what = label, %phase, seconds = took.as_secs_f64(), "freeze phase");
+    }
+    let instant = |at: Option<SystemTime>| at.map(rfc3339).unwrap_or_default();
+    let (from, to) = (instant(report.frozen_at), instant(report.thawed_at));
+    tracing::info!(what = label, %wanted, %reached, frozen_at = from, thawed_at = to, "consistency");
+    let object = snapshots.first().map_or(label, SnapshotId::as_str);
+    let mut message = format!("{label}: level {reached}, {report}");
+    if report.frozen_at.is_some() {
+        message = format!("{message}; frozen from {from} to {to}");
+    }
+    engine.note(by, "freeze.done", object, message)?;
+    if let Some(trouble) = trouble {
+        engine.note(by, "freeze.trouble", object, trouble.message().to_owned())?;
+        return Err(kept(trouble, label));
+    }
+    tagged.map_err(|error| kept(error, label))?;
+    Ok(report)
+}
+
+/// An error that left the snapshot behind.
+fn kept(error: Error, label: &str) -> Error {
+    error.context(format!("{label} is made and kept"))
+}
+
+fn told_failure(engine: &Engine, by: Actor, error: &Error) {
+    let noted = engine.note(by, "freeze.failed", "freeze", error.message().to_owned());
+    if let Err(other) = noted {
+        tracing::warn!(%error, %other, "a freeze failed, and the event could not be kept");
+    }
+}
+
+/// With microseconds.
+fn rfc3339(at: SystemTime) -> String {
+    jiff::Timestamp::try_from(at)
+        .ok()
+        .and_then(|at| at.round(jiff::Unit::Microsecond).ok())
+        .map(|at| format!("{at:.6}"))
+        .unwrap_or_default()
+}

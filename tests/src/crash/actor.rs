@@ -101,8 +101,8 @@ impl Actor<'_> {
         if let Image::Cut { window, .. } = &mut image {
             window.may = self.world.clock.tick();
         }
-        let snapshot = Snapshot { name, disk, disk_id: made.disk_id, image, undo: false };
-        self.world.snapshots.insert(made.id, snapshot);
+        let snapshot = Snapshot { name, disk, disk_id: made.snapshot.disk_id, image, undo: false };
+        self.world.snapshots.insert(made.snapshot.id, snapshot);
         self.deeds.snapshots += 1;
         Ok(())
     }

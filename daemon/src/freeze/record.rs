@@ -1,0 +1,97 @@
+//! The record of a freeze: what is frozen, in a file that outlives the daemon and its helper.
+//!
+//! Invariants: it is written before the first file system is frozen and removed after the last is thawed;
+//! it counts only in the boot it was written in.
+//! Absent: acting on it (`helper/recorded.rs`). The helper is built of this file too, without the library.
+
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// What was about to be frozen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The boot of the kernel that froze.
+    pub boot: String,
+    /// What it is for: the name of a snapshot or group.
+    pub what: String,
+    pub members: Vec<Recorded>,
+}
+
+/// One file system.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recorded {
+    /// `major:minor`.
+    pub device: String,
+    pub mount_point: String,
+}
+
+impl Record {
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let text = serde_json::to_string(self)?;
+        fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)?
+            .write_all(text.as_bytes())
+    }
+
+    /// The record of this boot, if there is one.
+    ///
+    /// # Errors
+    /// There is a file that cannot be read or understood.
+    pub fn read(path: &Path) -> io::Result<Option<Record>> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let record: Record = serde_json::from_str(&text)?;
+        Ok((record.boot == boot()).then_some(record))
+    }
+
+    /// # Errors
+    /// It is there and cannot be removed.
+    pub fn remove(path: &Path) -> io::Result<()> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The id of this boot; nothing where the kernel does not tell, which is the same for all.
+#[must_use]
+pub fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_counts_in_its_own_boot_only() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("frozen.json");
+        assert_eq!(Record::read(&path).unwrap(), None);
+        let member = Recorded { device: "7:0".to_owned(), mount_point: "/srv".to_owned() };
+        let mut record = Record { boot: boot(), what: "db@x".to_owned(), members: vec![member] };
+        record.write(&path).unwrap();
+        assert_eq!(Record::read(&path).unwrap(), Some(record.clone()));
+        record.boot = "another".to_owned();
+        record.write(&path).unwrap();
+        assert_eq!(Record::read(&path).unwrap(), None);
+        fs::write(&path, "{").unwrap();
+        assert!(Record::read(&path).is_err());
+        Record::remove(&path).unwrap();
+        Record::remove(&path).unwrap();
+    }
+}

@@ -1,0 +1,111 @@
+//! What the daemon and the freeze helper say to each other.
+//!
+//! Invariants: one message per packet of a `SOCK_SEQPACKET` pair; the daemon orders, the helper reports;
+//! the other side closing means that it is gone.
+//! Absent: paths. File systems are known by open directories and by their place in the order.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::kernel;
+
+/// From the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Comes with an open directory of each file system, in the order to freeze in.
+    Hold,
+    /// Write out what can be written out before.
+    Sync {
+        limit_ms: u64,
+    },
+    /// Freeze all, and thaw all when the limit is over.
+    Freeze {
+        limit_ms: u64,
+    },
+    Thaw,
+}
+
+/// From the helper.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// It runs; `locked` when its memory cannot be paged out.
+    Ready { version: String, locked: bool },
+    /// It has the directories.
+    Held { count: usize },
+    /// Everything is written out.
+    Synced,
+    /// A file system does not answer; the helper goes on waiting for it, the others are thawed.
+    Late { member: usize },
+    /// Everything is frozen; for how long each took.
+    Frozen { micros: Vec<u64> },
+    /// The kernel refused to freeze one; the others are thawed.
+    Refused { member: usize, errno: i32 },
+    /// The limit is over; thawing has begun.
+    Expired,
+    /// Nothing is frozen any more, or cannot be thawed: the errno of each, 0 for none. `EINVAL` is for
+    /// one that somebody else had thawed.
+    Thawed { errnos: Vec<i32> },
+}
+
+/// The two ends: ours, and the helper's.
+pub fn pair() -> nix::Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+}
+
+/// Sends one message, with open directories.
+pub fn send<T: Serialize>(to: &OwnedFd, message: &T, with: &[BorrowedFd<'_>]) -> nix::Result<()> {
+    let bytes = serde_json::to_vec(message).map_err(|_| Errno::EINVAL)?;
+    kernel::send(to.as_fd(), &bytes, with)
+}
+
+/// Waits for a message; nothing when the other side has gone.
+pub fn receive<T: DeserializeOwned>(from: &OwnedFd) -> nix::Result<Option<(T, Vec<OwnedFd>)>> {
+    loop {
+        match kernel::receive(from.as_fd()) {
+            Err(Errno::EINTR) => {}
+            // A packet that was never read when the other side died.
+            Err(Errno::ECONNRESET) | Ok(None) => return Ok(None),
+            Err(other) => return Err(other),
+            Ok(Some((bytes, descriptors))) => {
+                let message = serde_json::from_slice(&bytes).map_err(|_| Errno::EBADMSG)?;
+                return Ok(Some((message, descriptors)));
+            }
+        }
+    }
+}
+
+/// Whole milliseconds of a limit.
+#[must_use]
+pub fn millis(limit: Duration) -> u64 {
+    u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn messages_arrive_whole_with_their_directories_and_the_end_is_seen() {
+        let (ours, theirs) = pair().unwrap();
+        let directory = std::fs::File::open("/").unwrap();
+        send(&ours, &Order::Hold, &[directory.as_fd(), directory.as_fd()]).unwrap();
+        send(&ours, &Order::Freeze { limit_ms: millis(Duration::from_secs(2)) }, &[]).unwrap();
+        let (order, held) = receive::<Order>(&theirs).unwrap().unwrap();
+        assert_eq!((order, held.len()), (Order::Hold, 2));
+        let held: std::fs::File = held.into_iter().next().unwrap().into();
+        assert_eq!(held.metadata().unwrap().ino(), directory.metadata().unwrap().ino());
+        let (order, held) = receive::<Order>(&theirs).unwrap().unwrap();
+        assert_eq!((order, held.len()), (Order::Freeze { limit_ms: 2000 }, 0));
+        drop(ours);
+        assert!(receive::<Order>(&theirs).unwrap().is_none());
+    }
+}
