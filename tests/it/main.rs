@@ -19,6 +19,7 @@ mod faults;
 mod filesystems;
 mod freeze;
 mod groups;
+mod handover;
 mod instances;
 mod large;
 mod model;

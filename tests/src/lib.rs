@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod crash;
+pub mod manager;
 pub mod mount;
 pub mod process;
 pub mod tool;
