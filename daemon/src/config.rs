@@ -16,6 +16,7 @@ use crate::attach;
 use crate::engine::{MAX_POOL_BYTES, Settings};
 use crate::error::{Error, Result};
 use crate::freeze;
+use crate::memory::Lock;
 use crate::pool::file::IoMode;
 use crate::pool::journal;
 use crate::units::BLOCK_SIZE;
@@ -33,6 +34,7 @@ struct Raw {
     background: RawBackground,
     attach: RawAttach,
     freeze: RawFreeze,
+    memory: RawMemory,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -95,10 +97,17 @@ struct RawFreeze {
     record: Option<PathBuf>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawMemory {
+    lock: Option<bool>,
+}
+
 /// The configuration, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub settings: Settings,
+    pub lock_memory: Lock,
     pub nbd_socket: PathBuf,
     pub nbd_socket_mode: u32,
     pub tcp: Vec<SocketAddr>,
@@ -160,6 +169,11 @@ fn check(raw: Raw, dir: &Path) -> Result<Config> {
         read_only_socket: beside(raw.control.read_only_socket.clone(), "control-ro.sock"),
         control_gids: raw.control.gids.clone(),
         attach: attach_settings(&raw.attach)?,
+        lock_memory: match raw.memory.lock {
+            None => Lock::Attached,
+            Some(true) => Lock::Always,
+            Some(false) => Lock::Never,
+        },
         settings: settings(&raw, dir)?,
         freeze: freeze_settings(&raw.freeze)?,
     };
@@ -283,6 +297,7 @@ mod tests {
         let config = Config::parse("", Some(Path::new("/x"))).unwrap();
         assert_eq!(config.settings.pool, Path::new("/x/pool"));
         assert_eq!(config.settings.io, IoMode::Buffered);
+        assert_eq!(config.lock_memory, Lock::Attached);
         assert_eq!(config.settings.segment_bytes, 64 << 20);
         assert_eq!(config.nbd_socket, Path::new("/x/nbd.sock"));
         assert_eq!(config.busy_poll, Duration::from_micros(50));

@@ -18,9 +18,11 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::freeze::Freezer;
 use crate::handover;
+use crate::memory;
 use crate::nbd::activation::{Inherited, InheritedFd, inherited};
 use crate::nbd::listen::{Listener, bind_tcp, bind_unix};
 use crate::nbd::{Resumed, Server};
+use crate::pool::file::IoMode;
 
 /// How long connections may take to end at shutdown.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -34,6 +36,8 @@ const HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
 /// The pool cannot be opened or a socket cannot be bound.
 pub fn run(config: &Config) -> Result<()> {
     let inherited = inherited()?;
+    // Before any thread: what is set for this one, the others inherit.
+    memory::begin(config.lock_memory, config.settings.io == IoMode::Direct);
     let engine = Engine::open(config.settings.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -17,6 +17,7 @@ pub mod faults;
 pub mod freeze;
 mod handover;
 pub mod map;
+pub mod memory;
 pub mod meta;
 pub mod nbd;
 pub mod pool;

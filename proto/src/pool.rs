@@ -57,6 +57,13 @@ pub struct PoolStatus {
     /// What the last start needed.
     pub recovery_seconds: f64,
     pub recovered_records: u64,
+    /// How the pool file is read and written: `buffered` or `direct`.
+    pub io_mode: String,
+    /// Whether the daemon is marked as an I/O flusher, its memory locked, and how ready the kernel is to
+    /// end it when memory is short.
+    pub io_flusher: bool,
+    pub memory_locked: bool,
+    pub oom_score_adj: i32,
 }
 
 /// The result of the last scrub that ran to its end.

@@ -22,6 +22,7 @@ mod groups;
 mod handover;
 mod instances;
 mod large;
+mod memory;
 mod model;
 mod protocol;
 mod rollback;

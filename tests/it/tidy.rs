@@ -18,6 +18,7 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "daemon/src/attach/block.rs",
     "daemon/src/control/peer.rs",
     "daemon/src/freeze/kernel.rs",
+    "daemon/src/memory.rs",
     "daemon/src/nbd/activation.rs",
     "daemon/src/pool/aligned.rs",
     "daemon/src/pool/direct.rs",

@@ -94,6 +94,10 @@ pub mod tests {
             last_scrub: None,
             recovery_seconds: 0.5,
             recovered_records: 7,
+            io_mode: "buffered".to_owned(),
+            io_flusher: false,
+            memory_locked: false,
+            oom_score_adj: 0,
         }
     }
 

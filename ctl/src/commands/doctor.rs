@@ -29,6 +29,9 @@ const SCRUB_INTERVAL_DAYS: u64 = 30;
 /// Less free space than this is gone before anybody has read about it.
 const FREE_MIN: u64 = 1 << 30;
 
+/// The score of a process that the kernel never ends to free memory.
+const OOM_NEVER: i32 = -1000;
+
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Examination {
@@ -141,6 +144,7 @@ fn pool_facts(pool: &PoolStatus, now: u64) -> Vec<Examination> {
         seen.push(well("pool", format!("{} % full, no errors", filled(pool))));
     }
     seen.push(scrub_age(pool, now));
+    seen.push(memory(pool));
     let journal = percent(pool.journal_used_bytes, pool.journal_bytes);
     if journal > 90 {
         let message = format!("the journal is {journal} % full");
@@ -151,6 +155,32 @@ fn pool_facts(pool: &PoolStatus, now: u64) -> Vec<Examination> {
         ));
     }
     seen
+}
+
+/// Whether the daemon is fit for kernel devices of its own host, which matters when it is meant for them.
+fn memory(pool: &PoolStatus) -> Examination {
+    let lacks: Vec<&str> = [
+        (!pool.io_flusher, "it is not an I/O flusher"),
+        (!pool.memory_locked, "its memory is not locked"),
+        (pool.oom_score_adj > OOM_NEVER, "the kernel may end it"),
+    ]
+    .into_iter()
+    .filter_map(|(lacking, what)| lacking.then_some(what))
+    .collect();
+    let mode = format!("{} I/O", pool.io_mode);
+    if lacks.is_empty() {
+        return well("memory", format!("{mode}; kept from memory pressure"));
+    }
+    if pool.io_mode != "direct" && !pool.memory_locked {
+        let message =
+            format!("{mode}; not kept from memory pressure, as for kernel devices of this host");
+        return well("memory", message);
+    }
+    could_be_better(
+        "memory",
+        format!("{mode}; when memory is short: {}", lacks.join(", ")),
+        "set lock = true in section [memory], and run rowd with CAP_SYS_RESOURCE and CAP_IPC_LOCK",
+    )
 }
 
 fn advice_for(condition: &str) -> &'static str {
@@ -263,6 +293,18 @@ mod tests {
         assert_eq!(state(1 << 40), State::Ok);
         assert_eq!(state(1 << 35), State::Advice);
         assert_eq!(state(1 << 29), State::Problem);
+    }
+
+    #[test]
+    fn a_daemon_for_kernel_devices_is_told_what_it_lacks() {
+        let direct = PoolStatus { io_mode: "direct".to_owned(), ..healthy() };
+        let seen = memory(&direct);
+        assert_eq!(seen.state, State::Advice);
+        assert!(seen.message.contains("flusher") && seen.message.contains("locked"), "{seen:?}");
+        let kept =
+            PoolStatus { io_flusher: true, memory_locked: true, oom_score_adj: -1000, ..direct };
+        assert_eq!(memory(&kept).state, State::Ok);
+        assert_eq!(memory(&healthy()).state, State::Ok, "nobody asked for it");
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub fn text(pool: &PoolStatus, output: &Output) -> String {
     );
     fields.add("space", space(pool));
     fields.add_some("freeing", (pool.pending_bytes > 0).then(|| render::bytes(pool.pending_bytes)));
+    fields.add_some("I/O", (pool.io_mode == "direct").then_some("direct, past the page cache"));
     fields.add("disks", pool.disks.to_string());
     fields.add("snapshots", pool.snapshots.to_string());
     fields.add("clients", pool.clients.to_string());

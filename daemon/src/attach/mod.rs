@@ -34,6 +34,7 @@ use crate::engine::api::{Actor, AttachmentState, DiskInfo};
 use crate::engine::attachments::Attachable;
 use crate::engine::catalogue::Attachment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory;
 use crate::nbd::siblings::Siblings;
 use crate::nbd::{End, Server};
 use crate::units::DiskId;
@@ -152,7 +153,8 @@ impl Attach {
         match netlink::probe() {
             Err(Refusal::NoClient) => return Err(no_client()),
             Err(other) => return Err(refused(&other, "make devices like", 0)),
-            Ok(()) => {}
+            // From now on this host may need us to free its memory.
+            Ok(()) => memory::protect(),
         }
         let wanted = wish.device.as_deref().map(parse).transpose()?;
         let device = self.connect(&disk, wanted, wish.read_only, &mut verbs)?;

@@ -16,6 +16,7 @@ use crate::engine::api::{Actor, AttachmentState};
 use crate::engine::attachments::Attachable;
 use crate::engine::catalogue::Attachment;
 use crate::error::{ErrorKind, Result};
+use crate::memory;
 use crate::nbd::keep::Kept;
 use crate::units::DiskId;
 
@@ -34,6 +35,9 @@ impl Attach {
             }
         }
         let disks = self.engine.attachments();
+        if disks.iter().any(|disk| disk.attachment.is_some()) {
+            memory::protect();
+        }
         for disk in &disks {
             if let Err(error) = self.restore_one(disk, &mut handed, &mut verbs) {
                 tracing::warn!(%error, disk = disk.name, "not attached again");

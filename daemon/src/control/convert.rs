@@ -15,6 +15,7 @@ use crate::engine::api::{
     SnapshotStatus,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory;
 use crate::units::DiskId;
 
 /// An engine error in the terms of the protocol.
@@ -188,6 +189,7 @@ pub(super) fn job(info: JobInfo) -> proto::Job {
 }
 
 pub(super) fn pool_status(status: PoolStatus) -> proto::PoolStatus {
+    let memory = memory::state();
     proto::PoolStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uuid: status.uuid,
@@ -213,6 +215,10 @@ pub(super) fn pool_status(status: PoolStatus) -> proto::PoolStatus {
         last_scrub: status.last_scrub.map(scrub_report),
         recovery_seconds: status.recovery_seconds,
         recovered_records: status.recovered_records,
+        io_mode: status.io.name().to_owned(),
+        io_flusher: memory.io_flusher,
+        memory_locked: memory.memory_locked,
+        oom_score_adj: memory.oom_score_adj,
     }
 }
 

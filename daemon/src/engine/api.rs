@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pool::file::IoMode;
 use crate::units::{DiskId, GroupId, InstanceId, JobId, SnapshotId};
 
 /// Tags of an object: `key = value`, each key once.
@@ -395,6 +396,8 @@ pub struct PoolStatus {
     /// Seconds the last start needed, and records it replayed.
     pub recovery_seconds: f64,
     pub recovered_records: u64,
+    /// How the pool file is read and written.
+    pub io: IoMode,
 }
 
 #[derive(Clone, Debug)]

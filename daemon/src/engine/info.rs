@@ -121,6 +121,7 @@ impl Engine {
             last_scrub: self.last_scrub.lock().clone(),
             recovery_seconds: self.recovery.seconds,
             recovered_records: self.recovery.records,
+            io: pool.file.mode(),
         }
     }
 
