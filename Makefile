@@ -16,7 +16,7 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 BUILD_PACKAGES := clang libclang-dev cmake pkg-config make g++
 DEMO_PACKAGES := libnbd-bin fuse3 e2fsprogs mount
 TEST_PACKAGES := nbdkit libnbd-bin python3-libnbd fio nbd-server qemu-utils xfsprogs e2fsprogs strace \
-	fuse3 mount
+	fuse3 mount qemu-system-x86 debootstrap cpio binutils
 
 .PHONY: help
 help: ## Show this list
@@ -58,15 +58,21 @@ fmt: ## Format the sources
 	cargo fmt --all
 
 .PHONY: install
-install: release ## Install rowd, rowctl, man pages and completions (PREFIX, DESTDIR)
-	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(RELEASE)/rowd
-	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(RELEASE)/rowctl
-	$(RELEASE)/rowctl --quiet man $(DESTDIR)$(PREFIX)/share/man/man1
+install: release ## Install programs, units, man pages and completions (PREFIX, DESTDIR)
+	@$(MAKE) --no-print-directory install-files
+
+# Of programs that are built already, wherever they are.
+PROGRAMS ?= $(RELEASE)
+.PHONY: install-files
+install-files:
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(PROGRAMS)/rowd
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS)/rowctl
+	$(PROGRAMS)/rowctl --quiet man $(DESTDIR)$(PREFIX)/share/man/man1
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 		$(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-	$(RELEASE)/rowctl completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/rowctl
-	$(RELEASE)/rowctl completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_rowctl
-	$(RELEASE)/rowctl completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/rowctl.fish
+	$(PROGRAMS)/rowctl completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/rowctl
+	$(PROGRAMS)/rowctl completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_rowctl
+	$(PROGRAMS)/rowctl completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/rowctl.fish
 
 # The tests turn on the feature `faults`, and building all crates at once gives it to rowd too. So the
 # two programs are built once more, alone: what is tested, measured and installed has no fail points.

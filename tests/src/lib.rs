@@ -9,4 +9,5 @@ pub mod manager;
 pub mod mount;
 pub mod process;
 pub mod tool;
+pub mod vm;
 pub mod wait;

@@ -82,7 +82,11 @@ fn package(program: &str) -> &'static str {
         "mkfs.ext4" | "e2fsck" | "resize2fs" | "dumpe2fs" => "e2fsprogs",
         "fusermount3" => "fuse3",
         "losetup" | "mount" | "umount" => "mount",
-        "fsfreeze" => "util-linux",
+        "qemu-system-x86_64" => "qemu-system-x86",
+        "objcopy" => "binutils",
+        "chroot" => "coreutils",
+        "bash" | "cpio" | "debootstrap" | "make" | "tar" => "bash cpio debootstrap make tar",
+        "fsfreeze" | "setpriv" => "util-linux",
         _ => "the package that has it",
     }
 }
