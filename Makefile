@@ -14,6 +14,8 @@ export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rowd/target
 RELEASE := $(CARGO_TARGET_DIR)/release
 
 BUILD_PACKAGES := clang libclang-dev cmake pkg-config make g++
+# The databases of the acceptance runs; each run starts a server of its own.
+ACCEPTANCE_PACKAGES := mariadb-server postgresql shellcheck
 DEMO_PACKAGES := libnbd-bin fuse3 e2fsprogs mount
 TEST_PACKAGES := nbdkit libnbd-bin python3-libnbd fio nbd-server qemu-utils xfsprogs e2fsprogs strace \
 	fuse3 mount qemu-system-x86 debootstrap cpio binutils
@@ -29,7 +31,7 @@ demo: build ## See a file system survive its destruction: snapshot, damage, roll
 
 .PHONY: test
 test: build ## Run all tests: behaviour, model, kills, power cuts, seeded faults, other people's clients
-	@$(call need,$(TEST_PACKAGES))
+	@$(call need,$(TEST_PACKAGES) $(ACCEPTANCE_PACKAGES))
 	cargo test --release --workspace
 
 # A seed that failed is given again: make soak SEED=17

@@ -16,6 +16,8 @@ say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 [[ -t 1 && -z ${NO_COLOR:-} ]] || say() { printf '\n%s\n' "$*"; }
 run() { printf '  $ %s\n' "$*"; "$@" 2>&1 | sed 's/^/    /'; }
 rowctl() { "$programs/rowctl" "$@"; }
+# A short pause of a loop that waits for something.
+tick() { read -rt 0.05 <> <(:) || :; }
 
 # Runs a command of rowctl and leaves the milliseconds it took in $took.
 timed() {
@@ -29,7 +31,7 @@ timed() {
 attach() {
     mkdir -p "$home/fuse"
     nbdfuse "$home/fuse/disk" "nbd+unix:///$1?socket=$ROWD_DIR/nbd.sock" & fuse=$!
-    until [[ -f $home/fuse/disk ]]; do kill -0 $fuse && read -rt 0.05 <> <(:) || :; done
+    until [[ -f $home/fuse/disk ]]; do kill -0 $fuse; tick; done
     device=$(losetup --find --show "$home/fuse/disk")
 }
 
@@ -61,7 +63,7 @@ trap 'exit 130' INT TERM
 
 say "1. A daemon. Everything it has is in one directory."
 "$programs/rowd" --dir "$ROWD_DIR" 2> "$home/log" & daemon=$!
-until rowctl --quiet status > /dev/null 2>&1; do kill -0 $daemon && read -rt 0.05 <> <(:) || :; done
+until rowctl --quiet status > /dev/null 2>&1; do kill -0 $daemon; tick; done
 printf '  $ rowd --dir %s &\n' "$ROWD_DIR"
 
 say "2. A disk of 1 GiB. It takes space only for what is written."

@@ -7,6 +7,7 @@
     reason = "a helper of a test may fail the test as the test itself may"
 )]
 
+mod acceptance;
 mod attach;
 mod chains;
 mod cli;

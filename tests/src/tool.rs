@@ -77,6 +77,7 @@ fn package(program: &str) -> &'static str {
         "nbdsh" => "python3-libnbd",
         "qemu-img" | "qemu-io" => "qemu-utils",
         "fio" => "fio",
+        "shellcheck" => "shellcheck",
         "nbdkit" => "nbdkit",
         "mkfs.xfs" | "xfs_repair" => "xfsprogs",
         "mkfs.ext4" | "e2fsck" | "resize2fs" | "dumpe2fs" => "e2fsprogs",

@@ -1,0 +1,54 @@
+//! Databases on rowd disks: the runs of `tests/acceptance`, which people can read and run by themselves.
+//!
+//! Absent: what the runs do and check; they say so line by line.
+
+use std::path::{Path, PathBuf};
+
+use rowd_tests::tool::{self, Outcome};
+
+/// The scripts that people are given, from the root of the repository.
+const SCRIPTS: &[&str] = &[
+    "examples/file-writer/50-file-writer",
+    "examples/file-writer/writer.sh",
+    "examples/mariadb/50-mariadb",
+    "examples/mariadb/postscript.sh",
+    "examples/mariadb/prescript.sh",
+    "examples/postgresql/50-postgresql",
+    "tests/acceptance/common.sh",
+    "tests/acceptance/postgresql.sh",
+    "tests/demo/demo.sh",
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Runs a script of `tests/acceptance` with the programs that are tested.
+fn accept(script: &str, args: &[&str]) -> Outcome {
+    let programs = tool::built("rowd").parent().unwrap().to_owned();
+    let mut command = tool::command("bash");
+    command.arg(root().join("tests/acceptance").join(script)).arg(programs).args(args);
+    tool::finish(&mut command)
+}
+
+/// GRP-02, and what a snapshot without any freezing is worth to a database.
+#[test]
+fn postgresql_recovers_from_an_exact_cut_and_has_every_committed_row() {
+    let done = accept("postgresql.sh", &[]).ok();
+    done.says(&["redo done", "pg_amcheck: tables and indexes are sound", "Bad checksums:  0"]);
+}
+
+/// Every script is among those that are checked, and none has a fault that a machine finds.
+#[test]
+fn the_scripts_and_examples_are_sound() {
+    let mut command = tool::command("shellcheck");
+    command.current_dir(root()).args(["--external-sources", "--severity=style"]).args(SCRIPTS);
+    tool::finish(&mut command).ok();
+    for dir in ["examples/file-writer", "examples/mariadb", "examples/postgresql"] {
+        for entry in std::fs::read_dir(root().join(dir)).unwrap() {
+            let path = entry.unwrap().path();
+            let path = path.strip_prefix(root()).unwrap().display().to_string();
+            assert!(path.ends_with(".md") || SCRIPTS.contains(&path.as_str()), "{path}");
+        }
+    }
+}
