@@ -94,6 +94,10 @@ struct RawBackground {
 #[serde(default, deny_unknown_fields)]
 struct RawFreeze {
     timeout_s: Option<u64>,
+    script_timeout_s: Option<u64>,
+    pre_script: Option<PathBuf>,
+    post_script: Option<PathBuf>,
+    hooks: Option<PathBuf>,
     record: Option<PathBuf>,
 }
 
@@ -125,7 +129,8 @@ impl Config {
     /// # Errors
     /// None at present; the defaults are checked like any other values.
     pub fn for_dir(dir: &Path) -> Result<Config> {
-        check(Raw { dir: Some(dir.to_owned()), ..Raw::default() }, dir)
+        let freeze = RawFreeze { hooks: Some(dir.join("hooks.d")), ..RawFreeze::default() };
+        check(Raw { dir: Some(dir.to_owned()), freeze, ..Raw::default() }, dir)
     }
 
     /// What a file says; `dir` overrides the directory in it.
@@ -186,8 +191,14 @@ fn check(raw: Raw, dir: &Path) -> Result<Config> {
 
 fn freeze_settings(raw: &RawFreeze) -> Result<freeze::Settings> {
     let limit = in_range("freeze.timeout_s", raw.timeout_s, 30, 1..=freeze::LIMIT_MAX.as_secs())?;
+    let most = freeze::SCRIPT_LIMIT_MAX.as_secs();
+    let script = in_range("freeze.script_timeout_s", raw.script_timeout_s, 1800, 1..=most)?;
     Ok(freeze::Settings {
         limit: Duration::from_secs(limit),
+        script_limit: Duration::from_secs(script),
+        pre_script: raw.pre_script.clone(),
+        post_script: raw.post_script.clone(),
+        hooks: raw.hooks.clone().unwrap_or_else(|| PathBuf::from("/etc/rowd/hooks.d")),
         record: raw.record.clone().unwrap_or_default(),
         own: Vec::new(),
     })
@@ -212,6 +223,7 @@ fn own_files(config: &Config) -> Vec<(String, PathBuf)> {
         ("the control socket", &config.control_socket),
         ("the read-only control socket", &config.read_only_socket),
         ("the record of frozen file systems", &config.freeze.record),
+        ("the directory of hooks", &config.freeze.hooks),
     ];
     let system = [("the root directory", "/"), ("the system", "/usr"), ("the log", "/var/log")];
     let rowd = rowd.map(|(what, path)| (what.to_owned(), path.clone()));

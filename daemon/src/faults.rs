@@ -23,7 +23,7 @@ pub const FAIL_POINTS: &[&str] = &[
 ];
 
 /// Every hold point: places where a thread waits for a test, in the order in which a freeze meets them.
-pub const HOLD_POINTS: &[&str] = &["freeze.frozen", "freeze.cut"];
+pub const HOLD_POINTS: &[&str] = &["freeze.prepared", "freeze.frozen", "freeze.cut"];
 
 /// Every seeded fault: the hazard and the guard it removes.
 pub const SEEDED_FAULTS: &[&str] = &[

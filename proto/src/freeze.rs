@@ -18,6 +18,17 @@ pub struct FreezeOptions {
     /// Seconds that file systems may be frozen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<u64>,
+    /// A freeze script in place of the configured one, with its thaw script. Only root may name them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pre_script: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub post_script: Option<String>,
+    /// Seconds that each script or hook may take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub script_timeout: Option<u64>,
+    /// Run neither scripts nor hooks.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub no_scripts: bool,
     /// Leave file systems alone.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub no_freeze: bool,

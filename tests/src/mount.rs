@@ -8,6 +8,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::process::Daemon;
@@ -107,6 +109,16 @@ impl Mounted {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.point
+    }
+
+    /// Sends a signal to the server of the device: stopped, it answers no request.
+    ///
+    /// # Panics
+    /// It is not running.
+    pub fn signal_server(&self, signal: Signal) {
+        let device = self.device.as_ref().expect("it is mounted");
+        let pid = i32::try_from(device.nbdfuse.id()).expect("a pid");
+        kill(Pid::from_raw(pid), signal).expect("signal a child");
     }
 
     /// Unmounts it and keeps the device.

@@ -54,6 +54,18 @@ pub struct FreezeArgs {
     /// Seconds that file systems may stay frozen [default: freeze.timeout_s of rowd.toml, 30]
     #[arg(long, value_name = "SECONDS", help_heading = FREEZING)]
     freeze_timeout: Option<u64>,
+    /// Run this before freezing, for --consistency app: a file of root with mode 0700
+    #[arg(long, value_name = "PATH", help_heading = FREEZING)]
+    pre_script: Option<PathBuf>,
+    /// Run this after thawing, whenever the other one ran
+    #[arg(long, value_name = "PATH", help_heading = FREEZING)]
+    post_script: Option<PathBuf>,
+    /// Seconds that each script or hook may take [default: freeze.script_timeout_s of rowd.toml, 1800]
+    #[arg(long, value_name = "SECONDS", help_heading = FREEZING)]
+    script_timeout: Option<u64>,
+    /// Run neither scripts nor hooks: --consistency app gives fs
+    #[arg(long, help_heading = FREEZING)]
+    no_scripts: bool,
     /// Leave file systems alone
     #[arg(long, help_heading = FREEZING)]
     no_freeze: bool,
@@ -64,14 +76,20 @@ const FREEZING: &str = "Freezing";
 impl FreezeArgs {
     /// The level and the options, as the daemon takes them.
     pub fn parts(self) -> Result<(Consistency, Option<FreezeOptions>)> {
-        let FreezeArgs { consistency, mounts, freeze_timeout: timeout, no_freeze } = self;
-        let level = match consistency {
+        let level = match self.consistency {
             Level::Crash => Consistency::Crash,
             Level::Fs => Consistency::Fs,
             Level::App => Consistency::App,
         };
-        let mounts = mounts.into_iter().map(absolute).collect::<Result<_>>()?;
-        let options = FreezeOptions { mounts, timeout, no_freeze };
+        let options = FreezeOptions {
+            mounts: self.mounts.into_iter().map(absolute).collect::<Result<_>>()?,
+            timeout: self.freeze_timeout,
+            pre_script: self.pre_script.map(absolute).transpose()?,
+            post_script: self.post_script.map(absolute).transpose()?,
+            script_timeout: self.script_timeout,
+            no_scripts: self.no_scripts,
+            no_freeze: self.no_freeze,
+        };
         Ok((level, (options != FreezeOptions::default()).then_some(options)))
     }
 }

@@ -27,6 +27,7 @@ pub enum Verb {
   rowctl group create data1 log1
   rowctl group create data1 log1 --name before-upgrade
   rowctl group create data1 log1 --consistency fs
+  rowctl group create --instance local --consistency app
   rowctl group create --instance web1 --exclude scratch1
 
 A group is what others call an instance snapshot. It is kept until somebody deletes it. Its

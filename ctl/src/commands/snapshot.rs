@@ -28,7 +28,9 @@ pub enum Verb {
     #[command(after_help = "Examples:
   rowctl snapshot create data1
   rowctl snapshot create data1 before-upgrade --tag keep=yes
-  rowctl snapshot create data1 --consistency fs")]
+  rowctl snapshot create data1 --consistency fs
+  rowctl snapshot create db1 --consistency app
+  rowctl snapshot create db1 --consistency app --pre-script ./freeze.sh --post-script ./thaw.sh")]
     Create(Create),
     /// List snapshots, oldest first
     #[command(visible_alias = "ls", after_help = "Example:\n  rowctl snapshot list data1")]

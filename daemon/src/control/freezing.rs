@@ -86,16 +86,39 @@ fn how(
         return Err(Error::invalid("freeze options make sense above the crash level only")
             .hint("ask for --consistency fs or app"));
     }
-    let proto::FreezeOptions { mounts, timeout, no_freeze } = freeze.unwrap_or_default();
-    if !mounts.is_empty() && by.uid != 0 {
-        return Err(Error::new(ErrorKind::NotPermitted, "only root may name mount points")
-            .hint("what rowd finds by itself, anybody who controls it may freeze"));
+    let proto::FreezeOptions { mounts, timeout, no_freeze, .. } =
+        freeze.clone().unwrap_or_default();
+    let proto::FreezeOptions { pre_script, post_script, script_timeout, no_scripts, .. } =
+        freeze.unwrap_or_default();
+    let scripts = pre_script.is_some() || post_script.is_some();
+    if (scripts || !mounts.is_empty()) && by.uid != 0 {
+        let message = "only root may name mount points and scripts";
+        return Err(Error::new(ErrorKind::NotPermitted, message).hint(
+            "what rowd finds by itself, and the scripts and hooks of its configuration, anybody may use \
+             who controls it",
+        ));
+    }
+    if level != Consistency::App && (scripts || script_timeout.is_some()) {
+        return Err(Error::invalid("scripts take part at the level app only")
+            .hint("ask for --consistency app"));
+    }
+    if no_scripts && scripts {
+        return Err(Error::invalid("scripts are named, and none is to be run"));
     }
     if no_freeze && !mounts.is_empty() {
         return Err(Error::invalid("mount points are named, and nothing is to be frozen"));
     }
     let mounts = mounts.into_iter().map(PathBuf::from).collect();
-    Ok((level, Options { mounts, limit: timeout.map(Duration::from_secs), no_freeze }))
+    let options = Options {
+        mounts,
+        limit: timeout.map(Duration::from_secs),
+        pre_script: pre_script.map(PathBuf::from),
+        post_script: post_script.map(PathBuf::from),
+        script_limit: script_timeout.map(Duration::from_secs),
+        no_scripts,
+        no_freeze,
+    };
+    Ok((level, options))
 }
 
 fn status(status: Status) -> proto::FreezeStatus {

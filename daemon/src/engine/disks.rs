@@ -343,7 +343,7 @@ fn check_size(size: u64) -> Result<()> {
 }
 
 /// Tags per object, so that records stay small.
-const TAGS_MAX: usize = 64;
+pub const TAGS_MAX: usize = 64;
 /// Characters of a key or a value.
 const TAG_CHARACTERS_MAX: usize = 128;
 

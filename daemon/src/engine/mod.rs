@@ -47,6 +47,7 @@ use crate::units::{DiskId, Lba, Pbn, SnapshotId, TreeId};
 use api::{Actor, ScrubReport};
 use catalogue::{Catalogue, Cut, DiskRecord, Entry, Op, SnapshotRecord, Turn};
 pub use clients::{ClientGuard, Hangup};
+pub use disks::TAGS_MAX;
 pub use exports::Target;
 
 /// The largest pool: block numbers have 40 bits, and the journal takes some of them.

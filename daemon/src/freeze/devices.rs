@@ -39,11 +39,12 @@ impl Sys {
     /// these processes.
     #[must_use]
     pub fn of_disk(&self, id: &str, pids: &[i32]) -> Vec<Dev> {
-        let wanted = format!("rowd:{id}");
+        let named = format!("rowd:{id}:");
         let is_of_disk = |dir: &Path| {
             let text = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+            // The file `pid` is there exactly while a device is connected.
             let pid: Option<i32> = text("pid").trim().parse().ok();
-            text("backend").trim() == wanted || pid.is_some_and(|pid| pids.contains(&pid))
+            pid.is_some_and(|pid| pids.contains(&pid) || text("backend").starts_with(&named))
         };
         let is_nbd = |dir: &PathBuf| name(dir).starts_with("nbd") && is_of_disk(dir);
         self.blocks().into_iter().filter(is_nbd).filter_map(|dir| number(&dir)).collect()
@@ -141,10 +142,10 @@ mod tests {
     fn partitions_volumes_and_arrays_over_a_disk_are_found() {
         let home = tempfile::tempdir().unwrap();
         let sys = home.path();
-        device(sys, "block/nbd0", "43:0", &[("backend", "rowd:d-one"), ("pid", "7")]);
+        device(sys, "block/nbd0", "43:0", &[("backend", "rowd:d-one:db"), ("pid", "7")]);
         device(sys, "block/nbd0/nbd0p1", "43:1", &[("partition", "1")]);
         device(sys, "block/nbd0/nbd0p2", "43:2", &[("partition", "2")]);
-        device(sys, "block/nbd1", "43:32", &[("backend", "rowd:d-two")]);
+        device(sys, "block/nbd1", "43:32", &[("backend", "rowd:d-two:log")]);
         device(sys, "block/nbd2", "43:64", &[("pid", "4711")]);
         device(sys, "block/md0", "9:0", &[]);
         device(sys, "block/dm-0", "253:0", &[]);

@@ -6,6 +6,7 @@
 //! the limit, whoever dies (`helper/`, `local.rs`).
 //! Absent: the cut itself (`engine/`), which knows nothing of freezing.
 
+mod applications;
 mod child;
 pub mod dev;
 pub mod devices;
@@ -34,6 +35,7 @@ use crate::engine::Engine;
 use crate::engine::api::{Actor, Consistency, GroupInfo, GroupSpec, SnapshotInfo, SnapshotSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{DiskId, SnapshotId};
+use applications::{Applications, Sources};
 use devices::Sys;
 use discover::{DiskUse, Wanted, discover};
 use local::{Breaker, Local, Setup};
@@ -41,6 +43,7 @@ use operation::{Made, Operation};
 use provider::{Provider, Target};
 use record::Record;
 use report::{Phase, Report};
+use script::Surroundings;
 
 /// The tag of a snapshot whose applications stood still.
 pub const APP_TAG: &str = "APPConsistent";
@@ -50,6 +53,8 @@ pub const FS_TAG: &str = "FsConsistent";
 pub const TAG_VALUE: &str = "True";
 /// The longest limit a request may ask for: an application waits as long.
 pub const LIMIT_MAX: Duration = Duration::from_secs(300);
+/// The longest limit of a script: a day.
+pub const SCRIPT_LIMIT_MAX: Duration = Duration::from_secs(86_400);
 
 /// How often the start tries to thaw what is left, each time for the few seconds that the helper gives a device.
 const RECOVERY_TRIES: u32 = 60;
@@ -59,6 +64,13 @@ const RECOVERY_TRIES: u32 = 60;
 pub struct Settings {
     /// How long file systems may be frozen.
     pub limit: Duration,
+    /// How long each script or hook may take.
+    pub script_limit: Duration,
+    /// The scripts of requests that name none.
+    pub pre_script: Option<PathBuf>,
+    pub post_script: Option<PathBuf>,
+    /// The directory of hooks.
+    pub hooks: PathBuf,
     /// Where it is written what is frozen.
     pub record: PathBuf,
     /// Files that must never be frozen, with what they are.
@@ -71,6 +83,12 @@ pub struct Options {
     /// Mount points to freeze in addition to those that are found.
     pub mounts: Vec<PathBuf>,
     pub limit: Option<Duration>,
+    /// Scripts in place of those of the configuration.
+    pub pre_script: Option<PathBuf>,
+    pub post_script: Option<PathBuf>,
+    pub script_limit: Option<Duration>,
+    /// Run neither scripts nor hooks.
+    pub no_scripts: bool,
     /// Leave file systems alone.
     pub no_freeze: bool,
 }
@@ -159,9 +177,9 @@ impl Freezer {
         options: &Options,
     ) -> Result<(SnapshotInfo, Report)> {
         engine.snapshot_check(&spec)?;
-        let disks = [disk_use(engine, &spec.disk)?];
-        let what = format!("{}@{}", disks[0].name, spec.name.as_deref().unwrap_or("(new)"));
-        let operation = self.prepare(what, level, &disks, options)?;
+        let disks = vec![disk_use(engine, &spec.disk)?];
+        let plan = Plan::new(level, disks, spec.name.clone(), false);
+        let operation = self.prepare(plan, options)?;
         let made = operation.run(
             || engine.snapshot_create(by, spec),
             |made| engine.snapshot_delete(by, &made.id, true).map(drop),
@@ -188,8 +206,8 @@ impl Freezer {
         let chosen = engine.group_choice(&spec)?;
         let disks: Vec<DiskUse> =
             chosen.iter().map(|id| disk_use(engine, id)).collect::<Result<_>>()?;
-        let what = format!("group {}", spec.name.as_deref().unwrap_or("(new)"));
-        let operation = self.prepare(what, level, &disks, options)?;
+        let plan = Plan::new(level, disks, spec.name.clone(), true);
+        let operation = self.prepare(plan, options)?;
         let made = operation.run(
             || engine.group_create(by, spec),
             |made| engine.group_delete(by, &made.id, true).map(drop),
@@ -201,29 +219,23 @@ impl Freezer {
     }
 
     /// Finds and checks everything; nothing is touched yet.
-    fn prepare(
-        &self,
-        what: String,
-        wanted: Consistency,
-        disks: &[DiskUse],
-        options: &Options,
-    ) -> Result<Operation> {
+    fn prepare(&self, plan: Plan, options: &Options) -> Result<Operation> {
         let begun = Instant::now();
-        let limit = options.limit.unwrap_or(self.settings.limit);
-        if limit.is_zero() || limit > LIMIT_MAX {
-            return Err(Error::invalid(format!(
-                "a freeze of {} s: 1 to {} is possible",
-                limit.as_secs(),
-                LIMIT_MAX.as_secs()
-            )));
+        let limit = within("freeze", options.limit, self.settings.limit, LIMIT_MAX)?;
+        let script_limit = self.settings.script_limit;
+        let script_limit = within("script", options.script_limit, script_limit, SCRIPT_LIMIT_MAX)?;
+        let busy = self.occupy(&plan.what, plan.wanted)?;
+        let mut report = Report::new(plan.wanted);
+        let mut applications = None;
+        if plan.wanted == Consistency::App {
+            (applications, report.notes) = self.applications(&plan, options, script_limit);
         }
-        let busy = self.occupy(&what, wanted)?;
-        let mut report = Report::new(wanted);
         let mut providers: Vec<Box<dyn Provider>> = Vec::new();
         if !options.no_freeze {
-            let wanted = Wanted { disks, named: &options.mounts, own: &self.settings.own };
+            let own = &self.settings.own;
+            let wanted = Wanted { disks: &plan.disks, named: &options.mounts, own };
             let members = discover(&Sys::default(), wanted)?;
-            let record = self.settings.record.clone();
+            let (record, what) = (self.settings.record.clone(), plan.what);
             let local = Local::start(Setup { members, record, what, limit }, &busy)?;
             local.sync()?;
             busy.progress.lock().breakers.push(local.breaker());
@@ -234,8 +246,42 @@ impl Freezer {
         for target in &report.targets {
             tracing::info!(what = busy.what, %target, "to be frozen");
         }
+        for name in applications.iter().flat_map(Applications::names) {
+            tracing::info!(what = busy.what, name, "application to be made quiet");
+        }
         report.phases.push((Phase::Prepare, begun.elapsed()));
-        Ok(Operation { busy, providers, report })
+        Ok(Operation { busy, applications, providers, report })
+    }
+
+    /// The scripts and hooks that take part, and what there is to tell of those that do not.
+    fn applications(
+        &self,
+        plan: &Plan,
+        options: &Options,
+        limit: Duration,
+    ) -> (Option<Applications>, Vec<String>) {
+        if options.no_scripts {
+            return (None, vec!["scripts and hooks are left out, as asked for".to_owned()]);
+        }
+        let named = options.pre_script.is_some() || options.post_script.is_some();
+        let (pre, post) = if named {
+            (&options.pre_script, &options.post_script)
+        } else {
+            (&self.settings.pre_script, &self.settings.post_script)
+        };
+        let hooks = self.settings.hooks.clone();
+        let sources = Sources { pre: pre.clone(), post: post.clone(), hooks, limit };
+        let name = plan.name.clone().unwrap_or_default();
+        let (snapshot, group) =
+            if plan.is_group { (String::new(), name) } else { (name, String::new()) };
+        let surroundings = Surroundings {
+            disks: plan.disks.iter().map(|disk| disk.name.clone()).collect(),
+            snapshot,
+            group,
+            level: plan.wanted.to_string(),
+            result: None,
+        };
+        Applications::choose(sources, surroundings)
     }
 
     /// Takes the one place there is.
@@ -360,6 +406,44 @@ fn record(path: &Path) -> Result<Option<Record>> {
 
 fn remove_record(path: &Path) -> Result<()> {
     Record::remove(path).map_err(|e| Error::io(format!("remove {}", path.display()), &e))
+}
+
+/// What is to be made.
+#[derive(Debug)]
+struct Plan {
+    wanted: Consistency,
+    disks: Vec<DiskUse>,
+    /// As asked for; left out, it is made from the time of the cut.
+    name: Option<String>,
+    is_group: bool,
+    /// In words.
+    what: String,
+}
+
+impl Plan {
+    fn new(wanted: Consistency, disks: Vec<DiskUse>, name: Option<String>, is_group: bool) -> Plan {
+        let shown = name.as_deref().unwrap_or("(new)");
+        let what = match disks.first() {
+            Some(disk) if !is_group => format!("{}@{shown}", disk.name),
+            _ => format!("group {shown}"),
+        };
+        Plan { wanted, disks, name, is_group, what }
+    }
+}
+
+/// A limit as asked for, or as configured.
+fn within(
+    what: &str,
+    asked: Option<Duration>,
+    configured: Duration,
+    most: Duration,
+) -> Result<Duration> {
+    let limit = asked.unwrap_or(configured);
+    if !limit.is_zero() && limit <= most {
+        return Ok(limit);
+    }
+    let (seconds, most) = (limit.as_secs(), most.as_secs());
+    Err(Error::invalid(format!("a {what} limit of {seconds} s: 1 to {most} is possible")))
 }
 
 fn disk_use(engine: &Engine, id: &DiskId) -> Result<DiskUse> {

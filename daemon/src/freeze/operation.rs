@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::Busy;
+use super::applications::Applications;
 use super::provider::{Held, Provider};
 use super::report::{Phase, Report};
 use crate::engine::api::Consistency;
@@ -20,6 +21,7 @@ use crate::faults;
 #[derive(Debug)]
 pub(super) struct Operation {
     pub busy: Arc<Busy>,
+    pub applications: Option<Applications>,
     pub providers: Vec<Box<dyn Provider>>,
     pub report: Report,
 }
@@ -42,8 +44,55 @@ impl Operation {
         cut: impl FnOnce() -> Result<T>,
         undo: impl FnOnce(T) -> Result<()>,
     ) -> Result<Made<T>> {
-        let result = self.cut_frozen(cut, undo);
-        result.map(|(made, trouble)| Made { made, trouble, report: self.report })
+        let quiet = self.begin();
+        let made = quiet.and_then(|()| self.cut_frozen(cut, undo));
+        let released = self.release(made.is_ok());
+        let (made, trouble) = match (made, &released) {
+            (Ok(made), _) => made,
+            (Err(error), Ok(())) => return Err(error),
+            (Err(error), Err(trouble)) => return Err(also(error, trouble)),
+        };
+        let frozen = self.report.reached == Consistency::Fs || self.providers.is_empty();
+        if self.applications.is_some() && frozen && trouble.is_none() && released.is_ok() {
+            self.report.reached = Consistency::App;
+        }
+        let trouble = match (trouble, released.err()) {
+            (Some(first), Some(second)) => Some(also(first, &second)),
+            (first, second) => first.or(second),
+        };
+        Ok(Made { made, trouble, report: self.report })
+    }
+
+    /// Makes the applications quiet.
+    fn begin(&mut self) -> Result<()> {
+        let Some(mut applications) = self.applications.take() else { return Ok(()) };
+        let mut begun = Ok(());
+        if applications.has_scripts() {
+            begun = self.phase(Phase::Prescript, |_| applications.freeze_script());
+        }
+        if applications.has_hooks() && begun.is_ok() {
+            begun = self.phase(Phase::Hooks, |_| applications.begin_hooks());
+        }
+        self.applications = Some(applications);
+        begun.and_then(|()| self.busy.check())
+    }
+
+    /// Lets the applications go on, whatever happened.
+    fn release(&mut self, made: bool) -> Result<()> {
+        let Some(mut applications) = self.applications.take() else { return Ok(()) };
+        let result = if made { "made" } else { "failed" };
+        let (mut released, mut ended) = (Ok(()), Ok(()));
+        if applications.has_hooks() {
+            released = self.phase(Phase::Release, |_| applications.release_hooks(result));
+        }
+        if applications.has_scripts() {
+            ended = self.phase(Phase::Postscript, |_| applications.thaw_script(result));
+        }
+        self.applications = Some(applications);
+        match (released, ended) {
+            (Err(first), Err(second)) => Err(also(first, &second)),
+            (released, ended) => released.and(ended),
+        }
     }
 
     /// Freezes, cuts, thaws.
@@ -53,9 +102,10 @@ impl Operation {
         undo: impl FnOnce(T) -> Result<()>,
     ) -> Result<(T, Option<Error>)> {
         if self.providers.is_empty() {
-            let made = self.phase(Phase::Cut, |_| cut())?;
+            let made = self.phase(Phase::Cut, |this| this.holds().and_then(|()| cut()))?;
             return Ok((made, None));
         }
+        faults::hold_point("freeze.prepared");
         self.report.frozen_at = Some(SystemTime::now());
         self.phase(Phase::Freeze, Operation::freeze)?;
         faults::hold_point("freeze.frozen");
@@ -107,6 +157,7 @@ impl Operation {
 
     fn holds(&self) -> Result<()> {
         self.busy.check()?;
+        self.applications.as_ref().map_or(Ok(()), Applications::are_quiet)?;
         self.providers.iter().try_for_each(|provider| provider.holds())
     }
 

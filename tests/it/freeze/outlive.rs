@@ -52,16 +52,16 @@ fn piped(command: &mut Command) -> &mut Command {
 
 /// Waits until the daemon is held up.
 #[track_caller]
-fn held(world: &World) {
+pub fn held(world: &World) {
     wait::until("the hold point", || world.daemon.file("hold").exists().then_some(()));
 }
 
-fn let_go(world: &World) {
+pub fn let_go(world: &World) {
     fs::remove_file(world.daemon.file("hold")).unwrap();
 }
 
 /// Whether a write to the file system gets through; a process of its own waits while it is frozen.
-struct Writer(Child);
+pub struct Writer(Child);
 
 impl Writer {
     fn start(world: &World) -> Writer {
@@ -75,14 +75,14 @@ impl Writer {
 
     /// It got through, so the file system is not frozen.
     #[track_caller]
-    fn gets_through(mut self) {
+    pub fn gets_through(mut self) {
         wait::until("a write to the file system", || self.is_done().then_some(()));
     }
 }
 
 /// The file system is frozen: somebody who writes waits.
 #[track_caller]
-fn is_frozen(world: &World) -> Writer {
+pub fn is_frozen(world: &World) -> Writer {
     let mut writer = Writer::start(world);
     let proc = format!("/proc/{}/wchan", writer.0.id());
     wait::until("a writer that waits", || {
@@ -108,7 +108,7 @@ fn helper(world: &World) -> Pid {
     Pid::from_raw(children.filter(|pid| is_helper(pid)).last().expect("the daemon has a helper"))
 }
 
-fn record(world: &World) -> bool {
+pub fn record(world: &World) -> bool {
     world.daemon.dir().join("frozen.json").exists()
 }
 

@@ -103,7 +103,7 @@ impl World {
     }
 
     #[track_caller]
-    fn on(kind: &Kind, daemon: Daemon) -> World {
+    pub fn on(kind: &Kind, daemon: Daemon) -> World {
         World { mounted: kind.made(&daemon, "db"), daemon }
     }
 
