@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::error::Result;
 use crate::map::leaf::Entry;
 use crate::map::view::{Shared, View};
+use crate::pool::file::IoMode;
 use crate::pool::journal::flush_is_partial;
 use crate::units::{BLOCK_SIZE, BlockRange, ByteRange, Lba, Pbn};
 
@@ -66,6 +67,12 @@ impl Disk {
     /// Changes the size; connected clients learn of it when they connect again.
     pub fn set_size(&self, size: u64) {
         self.size.store(size, Ordering::Relaxed);
+    }
+
+    /// Whether every read of what is stored waits for the device, because nothing is kept in memory.
+    #[must_use]
+    pub fn is_uncached(&self) -> bool {
+        self.shared.pool.file.mode() == IoMode::Direct
     }
 
     #[must_use]

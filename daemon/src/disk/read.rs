@@ -4,6 +4,8 @@
 //! is reused (hazard H2); every block is checked against its CRC32C before a byte of it is returned.
 //! Absent: replies.
 
+use std::sync::Arc;
+
 use super::lane::Lane;
 use super::{Extent, blocks_of};
 use crate::error::{Error, Result};
@@ -18,6 +20,16 @@ pub(super) struct Located {
     lba: Lba,
     /// `None` reads as zeros.
     stored: Option<(Pbn, u32)>,
+}
+
+/// One of several ranges that are read together.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    pub range: ByteRange,
+    /// As long as the range.
+    pub out: &'a mut [u8],
+    /// `None` when it was not read.
+    pub outcome: Option<Result<()>>,
 }
 
 /// Whether a read may wait for the device.
@@ -118,6 +130,54 @@ impl Lane {
         let result = self.locate(range, Wait::Yes).and_then(|_| self.fetch(range, out, Wait::Yes));
         self.release();
         result.map(|_| ())
+    }
+
+    /// Reads several ranges from the device at once. Those that are not whole blocks, or not stored
+    /// throughout, are left without an outcome.
+    pub fn read_together(&mut self, wanted: &mut [Wanted<'_>]) {
+        let disk = Arc::clone(&self.disk);
+        self.reading = Some(self.reader.enter(&disk.shared.pool.readers));
+        self.located.clear();
+        let mut spans = Vec::with_capacity(wanted.len());
+        for one in &mut *wanted {
+            let from = self.located.len();
+            one.outcome = self.locate_stored(one.range);
+            spans.push(from..self.located.len());
+        }
+        let mut list = Vec::with_capacity(wanted.len());
+        for (one, span) in wanted.iter_mut().zip(&spans) {
+            let (mut at, mut rest) = (span.start, &mut *one.out);
+            while at < span.end {
+                let run = self.run_at(at, span.end);
+                let (now, behind) = rest.split_at_mut(run * BLOCK_BYTES);
+                list.extend(self.located[at].stored.map(|(pbn, _)| (pbn.offset(), now)));
+                (at, rest) = (at + run, behind);
+            }
+        }
+        let done = disk.shared.pool.file.read_many(&mut list);
+        for (one, span) in wanted.iter_mut().zip(spans).filter(|(_, span)| !span.is_empty()) {
+            // Which of them failed is found out one by one.
+            one.outcome = done.is_ok().then(|| self.verify(span.start, one.out));
+        }
+        self.release();
+    }
+
+    /// Locates a range behind those located before, or nothing if it is not stored in whole blocks.
+    fn locate_stored(&mut self, range: ByteRange) -> Option<Result<()>> {
+        let blocks = range.inner_blocks();
+        if blocks.is_empty() || blocks.len() * BLOCK_SIZE != range.len() {
+            return None;
+        }
+        let (from, mut holes) = (self.located.len(), false);
+        let located = &mut self.located;
+        let found = self.disk.view.look_up(&self.disk.shared, blocks, |lba, entry| match entry {
+            Entry::Data { pbn, crc, .. } => located.push(Located { lba, stored: Some((pbn, crc)) }),
+            Entry::Hole | Entry::Zero => holes = true,
+        });
+        if found.is_err() || holes {
+            self.located.truncate(from);
+        }
+        found.err().map(Err)
     }
 
     /// A range that does not begin and end with a block: whole blocks are verified, a part is returned.

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::map::lineage::EpochSet;
 use crate::map::tree::{Node, Nodes, Tree};
 use crate::pool::crc32c;
-use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Epoch, Lba, LeafIndex, Pbn, TreeId};
+use crate::units::{BLOCK_SIZE, Epoch, Lba, LeafIndex, Pbn, TreeId};
 
 /// Findings listed of one kind; more are counted.
 const LISTED_MAX: usize = 100;
@@ -166,12 +166,15 @@ impl Engine {
     fn compare_data(&self, owners: &HashMap<Pbn, Owner>, report: &mut Report) {
         let mut all: Vec<_> = owners.iter().collect();
         all.sort_unstable_by_key(|(pbn, _)| **pbn);
-        let mut block = vec![0u8; BLOCK_BYTES];
-        for (pbn, owner) in all {
-            let read = self.shared.pool.file.read(pbn.offset(), &mut block);
-            if read.is_ok() && crc32c(&block) == owner.crc {
-                continue;
+        let mut next = all.iter();
+        let mut bad = Vec::new();
+        self.shared.pool.file.read_each(all.iter().map(|(pbn, _)| pbn.offset()), |page| {
+            let one = next.next().expect("as many blocks as offsets");
+            if page.ok().map(crc32c) != Some(one.1.crc) {
+                bad.push(*one);
             }
+        });
+        for (pbn, owner) in bad {
             let (offset, birth) = (owner.lba.0 * BLOCK_SIZE, owner.birth);
             let holders = self.holders(&self.tree(owner.tree), owner.node).join(", ");
             report.found(format!(

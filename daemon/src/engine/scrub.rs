@@ -16,7 +16,7 @@ use crate::map::leaf::Leaf;
 use crate::map::lineage::EpochSet;
 use crate::map::tree::Tree;
 use crate::pool::crc32c;
-use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Epoch, LeafIndex};
+use crate::units::{BLOCK_SIZE, Epoch, LeafIndex};
 
 /// Findings told one by one; more are only counted.
 const FINDINGS_MAX: usize = 1000;
@@ -137,11 +137,16 @@ impl Scrub<'_> {
         leaf: &Leaf,
         is_own: impl Fn(Epoch) -> bool,
     ) -> Result<()> {
-        let mut block = vec![0u8; BLOCK_BYTES];
-        for (slot, pbn, birth, crc) in leaf.data().filter(|(_, _, birth, _)| is_own(*birth)) {
-            let pool = &self.engine.shared.pool;
-            let damaged = match pool.file.read(pbn.offset(), &mut block) {
-                Ok(()) => crc32c(&block) != crc,
+        let own: Vec<_> = leaf.data().filter(|(_, _, birth, _)| is_own(*birth)).collect();
+        let mut read = Vec::with_capacity(own.len());
+        let shared = Arc::clone(&self.engine.shared);
+        let pool = &shared.pool;
+        pool.file.read_each(own.iter().map(|(_, pbn, ..)| pbn.offset()), |page| {
+            read.push(page.map(crc32c));
+        });
+        for ((slot, pbn, birth, crc), found) in own.into_iter().zip(read) {
+            let damaged = match found {
+                Ok(found) => found != crc,
                 Err(error) if error.kind() == ErrorKind::Io => true,
                 Err(error) => return Err(error),
             };

@@ -14,7 +14,7 @@ use crate::map::record::{Change, address, changes};
 use crate::pool::crc32c;
 use crate::pool::file::PoolFile;
 use crate::pool::journal::{Kind, Record};
-use crate::units::{BLOCK_BYTES, BlockRange, Epoch, Pbn, Seq, TreeId};
+use crate::units::{BlockRange, Epoch, Pbn, Seq, TreeId};
 
 /// A block of one head.
 type Place = (TreeId, Epoch, u64);
@@ -74,10 +74,11 @@ impl Tail {
         }
         self.written.retain(|block| block.from < block.until);
         self.written.sort_unstable_by_key(|block| block.pbn);
-        let mut page = vec![0u8; BLOCK_BYTES];
-        self.written.retain(|block| {
-            file.read(block.pbn.offset(), &mut page).is_err() || crc32c(&page) != block.crc
-        });
+        let mut found = Vec::with_capacity(self.written.len());
+        let offsets = self.written.iter().map(|block| block.pbn.offset());
+        file.read_each(offsets, |page| found.push(page.ok().map(crc32c)));
+        let mut found = found.into_iter();
+        self.written.retain(|block| found.next().flatten() != Some(block.crc));
         // From the newest on: going back before one record cannot make a newer one needed again.
         self.written.sort_unstable_by_key(|block| std::cmp::Reverse(block.from));
         self.written.iter().fold(end, |last, lost| {

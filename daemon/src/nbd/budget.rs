@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::pool::aligned::Pages;
+
 /// Bytes for large requests: sixteen of the largest, whatever the number of clients.
 const TOTAL_BYTES: usize = 512 << 20;
 
@@ -57,16 +59,16 @@ const KEPT_BYTES: usize = 1 << 20;
 /// Buffers that are kept at most.
 const KEPT_MAX: usize = 16;
 
-/// Buffers for large payloads, used again and again.
+/// Buffers for large payloads, used again and again. Aligned, so that direct I/O needs no copy.
 #[derive(Debug, Default)]
 pub struct Buffers {
-    free: Mutex<Vec<Vec<u8>>>,
+    free: Mutex<Vec<Pages>>,
 }
 
 /// A buffer for one request, with its share of the budget.
 #[derive(Debug)]
 pub struct Buffer {
-    bytes: Vec<u8>,
+    bytes: Pages,
     len: usize,
     home: Arc<Buffers>,
     _share: Share,
@@ -78,9 +80,7 @@ impl Buffers {
     pub fn take(self: &Arc<Self>, budget: &Arc<Budget>, len: usize) -> Buffer {
         let share = budget.take(len);
         let mut bytes = self.free.lock().pop().unwrap_or_default();
-        if bytes.len() < len {
-            bytes.resize(len, 0);
-        }
+        bytes.grow(len);
         Buffer { bytes, len, home: Arc::clone(self), _share: share }
     }
 }

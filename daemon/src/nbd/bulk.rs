@@ -83,7 +83,7 @@ impl Session {
                     Ok(()) => reply::done(&mut out, style, &request),
                     Err(e) => reply::error(&mut out, style, &request, errno(e.kind()), e.message()),
                 }
-                send(&socket, &out);
+                send(&socket, &mut [IoSlice::new(&out)]);
             });
             return Ok(true);
         }
@@ -124,15 +124,11 @@ fn read(
         match fetched {
             Ok(_) => {
                 reply::data_header(&mut out, style, request);
-                let sent = socket.send(&mut [IoSlice::new(&out), IoSlice::new(buffer)]);
-                if let Err(error) = sent {
-                    // The connection's own thread notices too and ends it.
-                    tracing::debug!(%error, "a reply was not sent");
-                }
+                send(socket, &mut [IoSlice::new(&out), IoSlice::new(buffer)]);
             }
             Err(error) => {
                 reply::error(&mut out, style, request, errno(error.kind()), error.message());
-                send(socket, &out);
+                send(socket, &mut [IoSlice::new(&out)]);
             }
         }
         return;
@@ -142,5 +138,5 @@ fn read(
         out.clear();
         reply::error(&mut out, style, request, errno(error.kind()), error.message());
     }
-    send(socket, &out);
+    send(socket, &mut [IoSlice::new(&out)]);
 }

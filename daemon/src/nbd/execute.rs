@@ -8,6 +8,7 @@
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
+use super::cold::Cold;
 use super::reply::{self, Style};
 use super::session::{BULK_BYTES, OUTPUT_BYTES, Received, Session};
 use super::wire::{PAYLOAD_MAX, Request, command, command_flag as flag, error};
@@ -86,6 +87,7 @@ impl Session {
                 self.flush_output()?;
             }
         }
+        self.read_cold(batch.len() == 1);
         self.write(&writes);
         Ok(leaving)
     }
@@ -149,6 +151,9 @@ impl Session {
         }
         match outcome {
             Ok(Nowait::Done) => {}
+            Ok(Nowait::WouldBlock) if self.negotiated.target.disk.is_uncached() => {
+                self.cold.push(Cold { request: *request, range, style });
+            }
             Ok(Nowait::WouldBlock) => self.read_by_helper(*request, range, style),
             Err(error) => self.fail(request, &error),
         }
@@ -167,7 +172,7 @@ impl Session {
                 out.clear();
                 reply::error(&mut out, style, &request, errno(error.kind()), error.message());
             }
-            send(&socket, &out);
+            send(&socket, &mut [IoSlice::new(&out)]);
         });
     }
 
@@ -241,7 +246,7 @@ impl Session {
                 out.clear();
                 reply::error(&mut out, style, &request, errno(error.kind()), error.message());
             }
-            send(&socket, &out);
+            send(&socket, &mut [IoSlice::new(&out)]);
         });
     }
 
@@ -258,7 +263,7 @@ impl Session {
                 Ok(()) => reply::done(&mut out, style, &request),
                 Err(e) => reply::error(&mut out, style, &request, errno(e.kind()), e.message()),
             }
-            send(&socket, &out);
+            send(&socket, &mut [IoSlice::new(&out)]);
         });
     }
 
@@ -298,8 +303,8 @@ fn to_op<'a>(received: &Received, range: ByteRange, input: &'a [u8]) -> Op<'a> {
     }
 }
 
-pub(super) fn send(socket: &super::socket::Socket, out: &[u8]) {
-    if let Err(error) = socket.send(&mut [IoSlice::new(out)]) {
+pub(super) fn send(socket: &super::socket::Socket, parts: &mut [IoSlice<'_>]) {
+    if let Err(error) = socket.send(parts) {
         // The connection's own thread notices too and ends it.
         tracing::debug!(%error, "a helper's reply was not sent");
     }

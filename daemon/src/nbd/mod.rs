@@ -7,6 +7,7 @@
 pub mod activation;
 mod budget;
 mod bulk;
+mod cold;
 mod execute;
 pub mod exports;
 mod gather;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::budget::{Budget, Buffers, Share};
+use super::cold::Cold;
 use super::exports::Negotiated;
 use super::gather::Gather;
 use super::helpers::{Helpers, Outstanding};
@@ -68,6 +69,8 @@ pub struct Session {
     pub(super) lane: Lane,
     pub(super) outstanding: Outstanding,
     pub(super) output: Vec<u8>,
+    /// Reads of this batch that need the device.
+    pub(super) cold: Vec<Cold>,
     /// Lanes for helpers, so that they keep their leases between jobs.
     pub(super) lanes: Arc<Mutex<Vec<Lane>>>,
     pub(super) common: Common,
@@ -145,6 +148,7 @@ impl Session {
             lane,
             outstanding: Outstanding::new(&common.helpers),
             output: Vec::with_capacity(OUTPUT_BYTES),
+            cold: Vec::new(),
             lanes: Arc::default(),
             spin: Spin::new(common.spin, common.processors / 2),
             common,

@@ -17,10 +17,14 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
+use super::aligned::Pages;
 use super::direct::{self, Direct};
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
+use crate::units::BLOCK_BYTES;
 
+/// Blocks that [`PoolFile::read_each`] reads at once.
+const EACH_AT_ONCE: usize = 64;
 /// How long direct mode waits for the lock: transfers of a killed process hold it until they are done.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 /// Between two attempts to lock.
@@ -172,6 +176,27 @@ impl PoolFile {
                     .map_err(|e| Error::io(format!("read pool bytes from {first} on"), &e))
             }
             _ => list.iter_mut().try_for_each(|(offset, out)| self.read(*offset, out)),
+        }
+    }
+
+    /// Reads the 4096 bytes at each offset, several at once where the mode allows it, and shows what was
+    /// read to `look`, in order.
+    pub fn read_each(
+        &self,
+        offsets: impl IntoIterator<Item = u64>,
+        mut look: impl FnMut(Result<&[u8]>),
+    ) {
+        let mut pages = Pages::zeroed(EACH_AT_ONCE * BLOCK_BYTES);
+        let mut offsets = offsets.into_iter().peekable();
+        while offsets.peek().is_some() {
+            let some = offsets.by_ref().take(EACH_AT_ONCE).zip(pages.chunks_exact_mut(BLOCK_BYTES));
+            let mut list: Vec<_> = some.collect();
+            let together = self.read_many(&mut list).is_ok();
+            for (offset, page) in list {
+                // Which of them failed is found out one by one.
+                let read = if together { Ok(()) } else { self.read(offset, page) };
+                look(read.map(|()| &*page));
+            }
         }
     }
 
