@@ -39,6 +39,19 @@ impl Claim {
         self.0.sync_all()?;
         flush(&self.0)
     }
+
+    /// Has the kernel read the partition table again, which may be another one now, and gives the device
+    /// free.
+    ///
+    /// # Errors
+    /// A partition is in use.
+    pub fn release(self, path: &str) -> io::Result<()> {
+        // Older kernels want to claim the device for this themselves.
+        reread(&self.0).or_else(|_| {
+            drop(self);
+            reread(&File::open(path)?)
+        })
+    }
 }
 
 fn flush(device: &File) -> io::Result<()> {
@@ -47,12 +60,8 @@ fn flush(device: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Has the kernel read the partition table again: it may be another one now.
-///
-/// # Errors
-/// A partition is in use.
-pub fn reread_partitions(path: &str) -> io::Result<()> {
-    let device = File::open(path)?;
+/// Has the kernel read the partition table of an open device again.
+fn reread(device: &File) -> io::Result<()> {
     // SAFETY: the descriptor is open, and the call takes no argument.
     match unsafe { ioctl::reread_partitions(device.as_raw_fd()) } {
         // A device without room for partitions.

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use super::block::{Claim, reread_partitions};
+use super::block::Claim;
 use super::device::Device;
 use super::{Attach, Released, sysfs, wait_gone};
 use crate::engine::api::Actor;
@@ -52,7 +52,7 @@ impl Attach {
         }
         let outcome = ready.and_then(|()| change());
         for one in paused {
-            self.resume(&one);
+            self.resume(one);
         }
         outcome
     }
@@ -99,20 +99,20 @@ impl Attach {
     }
 
     /// Gives a device its connections back. It is the keeper's work if that fails.
-    fn resume(&self, paused: &Paused) {
+    fn resume(&self, paused: Paused) {
         let Paused { device, claim } = paused;
         let path = sysfs::path(device.index);
-        self.take_on(device);
+        self.take_on(&device);
         let size = self.engine.attachable(&device.disk).map(|disk| disk.size).ok();
         if let Err(error) = device.refill(size, &self.shop) {
             tracing::warn!(%error, device = path, "new connections");
-            self.ask_keeper(device);
+            self.ask_keeper(&device);
             return;
         }
         if let Err(error) = claim.flush() {
             tracing::warn!(%error, device = path, "the cache was not dropped");
         }
-        if let Err(error) = reread_partitions(&path) {
+        if let Err(error) = claim.release(&path) {
             tracing::warn!(%error, device = path, "the partition table was not read again");
         }
         if let Err(error) = self.shop.sysfs.announce(device.index) {
