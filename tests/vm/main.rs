@@ -3,4 +3,6 @@
 //!
 //! Absent: the harness (`tests/src/vm`), and what a host without these can show (`it/`).
 
+mod attach;
 mod clients;
+mod restart;

@@ -2,7 +2,7 @@
 //!
 //! Invariants: nothing is deleted before all the names given are known and the user agrees; a dry
 //! run changes nothing.
-//! Absent: copies, mounting, verification.
+//! Absent: copies, verification.
 
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ use rowd_proto::size;
 
 use super::freeze::{FreezeArgs, report_text};
 use super::{Context, Tag, clients, collect_tags, parse_tag, wait};
+
+mod mount;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -61,6 +63,15 @@ pub enum Verb {
   rowctl snapshot diff data1@mon data1@tue
   rowctl snapshot diff --from-empty data1@mon -o json")]
     Diff(Diff),
+    /// Mount the files of a snapshot, read-only
+    #[command(after_help = "Examples:
+  rowctl snapshot mount data1@monday /mnt
+  rowctl snapshot mount --unmount /mnt
+  rowctl snapshot mount vm1@monday /mnt --partition 1
+
+A throw-away clone is mounted, so that the journal of the file system can be replayed; the
+snapshot stays as it is. Needs root, and the kernel's NBD client: modprobe nbd.")]
+    Mount(mount::Mount),
     /// Wait until a snapshot is accomplished, or a deleted one is gone
     #[command(after_help = "Example:\n  rowctl snapshot wait data1@before-upgrade --timeout 60")]
     Wait(Wait),
@@ -140,6 +151,7 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     match verb {
         Verb::Create(args) => create(args, context)?,
         Verb::List { disk } => list(disk, context)?,
+        Verb::Mount(args) => mount::run(args, context)?,
         Verb::Show { snapshot } => print(&show(&mut context.client()?, &snapshot)?, context)?,
         Verb::Delete(args) => delete(&args, context)?,
         Verb::Set(Set { snapshot, change: Change { name, description } }) => {

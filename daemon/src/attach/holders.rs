@@ -24,21 +24,36 @@ struct Stack {
     holders: Vec<String>,
 }
 
-/// The users of a device, for people; empty when there are none.
+/// The users of a device, for people.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Users {
+    /// Mounts, swap, devices on top: they stay until somebody ends them.
+    pub firm: Vec<String>,
+    /// Processes that have it open, perhaps for a moment only, as udev does.
+    pub open: Vec<String>,
+}
+
+impl Users {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.firm.is_empty() && self.open.is_empty()
+    }
+}
+
+/// The users of a device.
 #[must_use]
-pub fn of(device: &Path) -> Vec<String> {
+pub fn of(device: &Path) -> Users {
     let mut stack = Stack::default();
     climb(device, &mut stack);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let mut found: Vec<String> = mount_points(&mounts, &stack.numbers, &stack.paths)
+    let mut firm: Vec<String> = mount_points(&mounts, &stack.numbers, &stack.paths)
         .into_iter()
         .map(|point| format!("mounted at {point}"))
         .collect();
-    found.extend(swap_files(&swaps, &stack.paths).map(|path| format!("swap on {path}")));
-    found.extend(stack.holders.iter().map(|holder| format!("used by {holder}")));
-    found.extend(openers(&stack.numbers));
-    found
+    firm.extend(swap_files(&swaps, &stack.paths).map(|path| format!("swap on {path}")));
+    firm.extend(stack.holders.iter().map(|holder| format!("used by {holder}")));
+    Users { firm, open: openers(&stack.numbers) }
 }
 
 /// Adds a device, its partitions, and everything on top of these.
@@ -146,8 +161,9 @@ fn openers(numbers: &Numbers) -> Vec<String> {
 
 /// What to say of a device that is used.
 #[must_use]
-pub fn describe(index: u32, users: &[String]) -> String {
-    format!("{} is in use: {}", sysfs::path(index), users.join(", "))
+pub fn describe(index: u32, users: &Users) -> String {
+    let all = [users.firm.as_slice(), users.open.as_slice()].concat();
+    format!("{} is in use: {}", sysfs::path(index), all.join(", "))
 }
 
 #[cfg(test)]

@@ -48,6 +48,9 @@ use sysfs::{INDEX_MAX, Kernel, Sysfs};
 const REUSE_AFTER: Duration = Duration::from_secs(300);
 /// Devices tried before an attach is given up: others may connect devices at the same time.
 const TRIES_MAX: usize = 16;
+/// How long a device may be open somewhere before that is a use: udev looks at each for a moment.
+const OPEN_WAIT: Duration = Duration::from_secs(2);
+const OPEN_PAUSE: Duration = Duration::from_millis(50);
 /// How long the connections of a device may take to end after the kernel was told.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
@@ -207,24 +210,28 @@ impl Attach {
         self.devices.lock().values().find(|device| device.disk == *id).cloned()
     }
 
-    /// Claims a device that nobody uses.
+    /// Claims a device that nobody uses. Who has it open for a moment only is waited for.
     fn claim(&self, device: &Device, disk: &str) -> Result<Claim> {
-        let users = holders::of(&self.shop.sysfs.of(device.index));
         let path = sysfs::path(device.index);
-        let in_use = |users: &[String]| {
-            Error::new(ErrorKind::InUse, holders::describe(device.index, users)).hint(format!(
-                "unmount and close it, or use --force and lose what {disk} is used for"
-            ))
-        };
-        if !users.is_empty() {
-            return Err(in_use(&users));
-        }
-        match Claim::of(&path) {
-            Ok(claim) => Ok(claim),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                Err(in_use(&["claimed by something that cannot be seen from here".to_owned()]))
+        let deadline = Instant::now() + OPEN_WAIT;
+        loop {
+            let mut users = holders::of(&self.shop.sysfs.of(device.index));
+            if users.is_empty() {
+                match Claim::of(&path) {
+                    Ok(claim) => return Ok(claim),
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                        users.open.push("claimed by something that cannot be seen".to_owned());
+                    }
+                    Err(error) => return Err(Error::io(format!("open {path}"), &error)),
+                }
             }
-            Err(error) => Err(Error::io(format!("open {path}"), &error)),
+            if !users.firm.is_empty() || Instant::now() >= deadline {
+                let hint =
+                    format!("unmount and close it, or use --force, which fails the I/O on {disk}");
+                let message = holders::describe(device.index, &users);
+                return Err(Error::new(ErrorKind::InUse, message).hint(hint));
+            }
+            std::thread::sleep(OPEN_PAUSE);
         }
     }
 
