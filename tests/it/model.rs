@@ -6,6 +6,7 @@
 
 mod compare;
 mod data;
+mod groups;
 pub mod machine;
 pub mod op;
 mod power;

@@ -26,6 +26,14 @@ impl Machine {
         compare_lane(&mut session.lane, &self.reference, head, size, &label)
     }
 
+    /// As [`Machine::compare_disk`], and which blocks take space: stored zeros read like none.
+    pub fn compare_stored(&mut self, disk: usize) -> Outcome {
+        self.compare_disk(disk)?;
+        let (head, id) = (self.reference.disks[disk].head, &self.reference.disks[disk].id);
+        let session = self.sessions.get(id).expect("opened");
+        compare_extents(&session.target.disk, &self.reference, head, id.as_str())
+    }
+
     /// Contents and sizes of everything, against any model.
     pub fn compare_contents(&self, reference: &Reference) -> Outcome {
         let engine = self.engine();
@@ -43,7 +51,7 @@ impl Machine {
             let name = format!("{}@{}", snapshot.disk, snapshot.name);
             self.compare_export(&name, reference, snapshot.node, snapshot.size)?;
         }
-        Ok(())
+        self.compare_groups(reference)
     }
 
     fn compare_export(

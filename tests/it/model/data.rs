@@ -119,12 +119,12 @@ impl Machine {
     /// Finds out how many of the effects happened before the space ran out.
     fn settle_prefix(&mut self, disk: usize, effects: &[Effect]) -> Outcome {
         for effect in effects {
-            if self.compare_disk(disk).is_ok() {
+            if self.compare_stored(disk).is_ok() {
                 return Ok(());
             }
             self.effect(disk, effect);
         }
-        self.compare_disk(disk).map_err(|e| format!("after want of space: {e}"))
+        self.compare_stored(disk).map_err(|e| format!("after want of space: {e}"))
     }
 }
 

@@ -27,7 +27,7 @@ pub const SEGMENT_BLOCKS: u64 = 64;
 /// Manual snapshots a disk may have.
 pub const QUOTA: usize = 6;
 const DISKS_MAX: usize = 4;
-const SNAPSHOTS_MAX: usize = 14;
+pub const SNAPSHOTS_MAX: usize = 14;
 /// Leaves that may be dirty without a checkpoint, less what one operation adds.
 const DIRTY_MAX: u64 = 40;
 const JOURNAL_MAX: u64 = 1 << 20;
@@ -58,7 +58,7 @@ pub fn settings(dir: &std::path::Path) -> Settings {
 /// A connection: the lane goes before the target.
 pub struct Session {
     pub lane: Lane,
-    _target: Target,
+    pub target: Target,
 }
 
 pub struct Machine {
@@ -98,7 +98,9 @@ impl Machine {
             names: 0,
             dirtied: 0,
         };
+        // More than one: groups need company.
         machine.create(200)?;
+        machine.create(70)?;
         machine.observe()?;
         Ok(machine)
     }
@@ -133,6 +135,11 @@ impl Machine {
             Op::Rename { disk } => self.rename(*disk),
             Op::Tag { disk } => self.tag(*disk),
             Op::RenameSnapshot { snapshot } => self.rename_snapshot(*snapshot),
+            Op::Group { disks } => self.make_group(*disks),
+            Op::DeleteGroup { group, force } => self.delete_group(*group, *force),
+            Op::ReturnToGroup { group, disks, first, busy } => {
+                self.return_to_group(*group, *disks, *first, *busy)
+            }
             Op::Checkpoint => self.checkpoint(),
             Op::ReclaimStep { leaves, steps } => self.reclaim(*leaves, *steps),
             Op::ReclaimAll => self.engine().reclaim_all().map_err(text),
@@ -161,7 +168,7 @@ impl Machine {
         (count > 0).then(|| usize::from(number) % count)
     }
 
-    fn new_name(&mut self) -> String {
+    pub fn new_name(&mut self) -> String {
         self.names += 1;
         format!("name-{}", self.names)
     }
@@ -176,7 +183,7 @@ impl Machine {
             let engine = self.engine();
             let target = engine.open_export(&name, "model", None, Box::new(|| {})).map_err(text)?;
             let lane = Lane::new(&target.disk);
-            self.sessions.insert(id.clone(), Session { lane, _target: target });
+            self.sessions.insert(id.clone(), Session { lane, target });
         }
         Ok(self.sessions.get_mut(&id).expect("just opened"))
     }
@@ -259,7 +266,7 @@ impl Machine {
         }
     }
 
-    fn delete_snapshot(&mut self, snapshot: u8, force: bool) -> Outcome {
+    pub fn delete_snapshot(&mut self, snapshot: u8, force: bool) -> Outcome {
         let Some(at) = self.pick_snapshot(snapshot) else { return Ok(()) };
         let id = self.reference.snapshots[at].id.clone();
         let made = self.reference.disks.iter().any(|disk| disk.origin.as_ref() == Some(&id));
@@ -332,7 +339,13 @@ impl Machine {
         }
     }
 
-    fn switched(&mut self, at: usize, done: &Rollback, parent: Option<u64>, size: u64) -> Outcome {
+    pub fn switched(
+        &mut self,
+        at: usize,
+        done: &Rollback,
+        parent: Option<u64>,
+        size: u64,
+    ) -> Outcome {
         self.reference.freeze(at, done.undo.clone(), &done.undo_name, true);
         self.reference.go_on(at, parent);
         let disk = &mut self.reference.disks[at];

@@ -39,6 +39,9 @@ pub enum Op {
     Rename { disk: u8 },
     Tag { disk: u8 },
     RenameSnapshot { snapshot: u8 },
+    Group { disks: u8 },
+    DeleteGroup { group: u8, force: bool },
+    ReturnToGroup { group: u8, disks: u8, first: bool, busy: bool },
     Checkpoint,
     ReclaimStep { leaves: u8, steps: u8 },
     ReclaimAll,
@@ -78,6 +81,10 @@ fn op() -> impl Strategy<Value = Op> {
     let items = prop::collection::vec(item(), 1..5);
     let data = (any::<u8>(), items).prop_map(|(disk, items)| Op::Data { disk, items });
     let step = (1u8..4, 1u8..4).prop_map(|(leaves, steps)| Op::ReclaimStep { leaves, steps });
+    // All disks half of the time.
+    let some = prop_oneof![Just(0), any::<u8>()];
+    let returns = (any::<(u8, bool, bool)>(), some)
+        .prop_map(|((group, first, busy), disks)| Op::ReturnToGroup { group, disks, first, busy });
     prop_oneof![
         40 => data,
         4 => any::<u8>().prop_map(|disk| Op::Flush { disk }),
@@ -95,6 +102,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<u8>().prop_map(|disk| Op::Rename { disk }),
         1 => any::<u8>().prop_map(|disk| Op::Tag { disk }),
         1 => any::<u8>().prop_map(|snapshot| Op::RenameSnapshot { snapshot }),
+        4 => prop_oneof![Just(u8::MAX), any::<u8>()].prop_map(|disks| Op::Group { disks }),
+        1 => any::<(u8, bool)>().prop_map(|(group, force)| Op::DeleteGroup { group, force }),
+        4 => returns,
         4 => Just(Op::Checkpoint),
         8 => step,
         3 => Just(Op::ReclaimAll),

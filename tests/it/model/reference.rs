@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
 
-use rowd::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, ByteRange, DiskId, SnapshotId};
+use rowd::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, ByteRange, DiskId, GroupId, SnapshotId};
 
 pub type NodeId = u64;
 
@@ -46,6 +46,14 @@ pub struct Snapshot {
     pub undo: bool,
 }
 
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub id: GroupId,
+    pub name: String,
+    /// The disks and snapshots it was made with, which may be gone.
+    pub members: Vec<(DiskId, SnapshotId)>,
+}
+
 /// One effect that happens whole or not at all.
 #[derive(Clone, Debug)]
 pub enum Effect {
@@ -59,6 +67,7 @@ pub struct Reference {
     pub nodes: BTreeMap<NodeId, Node>,
     pub disks: Vec<Disk>,
     pub snapshots: Vec<Snapshot>,
+    pub groups: Vec<Group>,
     next: u64,
 }
 

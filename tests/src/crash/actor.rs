@@ -7,19 +7,21 @@
 use std::path::Path;
 
 use rowd_proto::{
-    Call, DiskCreate, DiskDelete, DiskRollback, ErrorKind, SnapshotCreate, SnapshotDelete,
+    Call, DiskCreate, DiskDelete, DiskRollback, ErrorKind, GroupCreate, GroupDelete, GroupRollback,
+    RolledBack, SnapshotCreate, SnapshotDelete,
 };
 
 use super::control::{Control, Failure};
 use super::judge::Window;
 use super::load::{Lane, Style};
 use super::rng::Rng;
-use super::world::{Image, Pending, Snapshot, World};
+use super::world::{Group, Image, Pending, Snapshot, Turn, World};
 use crate::client::Client;
 
 /// Snapshots kept: enough for long lineages, few enough that the pool is only nearly full.
 const SNAPSHOTS_MAX: usize = 8;
 const CLONES_MAX: usize = 2;
+const GROUPS_MAX: usize = 3;
 
 /// What it did, by kind.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,6 +29,10 @@ pub struct Deeds {
     pub snapshots: u64,
     pub snapshot_deletes: u64,
     pub rollbacks: u64,
+    pub groups: u64,
+    pub group_deletes: u64,
+    /// Disks that went back with their group.
+    pub group_returns: u64,
     pub clones: u64,
     pub disk_deletes: u64,
     pub writes: u64,
@@ -54,10 +60,13 @@ impl Actor<'_> {
 
     fn act(&mut self) -> Result<(), CutOff> {
         match self.rng.below(100) {
-            ..30 => self.snapshot(),
-            30..50 => self.delete_snapshot(),
-            50..65 => self.roll_back(),
-            65..75 => self.make_clone(),
+            ..20 => self.snapshot(),
+            20..32 => self.make_group(),
+            32..46 => self.delete_snapshot(),
+            46..50 => self.delete_group(),
+            50..58 => self.roll_back(),
+            58..66 => self.return_to_group(),
+            66..75 => self.make_clone(),
             75..82 => self.delete_clone(),
             _ => self.write(),
         }
@@ -85,11 +94,7 @@ impl Actor<'_> {
         let disk = self.pick_disk(|_| true).expect("there are disks");
         let name = format!("s{}", self.world.fresh());
         let asked = self.world.clock.tick();
-        let mut image = if self.world.disks[&disk].busy {
-            Image::Cut { disk: disk.clone(), window: Window { must: asked, may: u64::MAX } }
-        } else {
-            self.world.image_now(&disk)
-        };
+        let mut image = self.image_asked_for(&disk, asked);
         let params =
             SnapshotCreate { disk: disk.clone(), name: Some(name.clone()), ..Default::default() };
         let pending = Pending::SnapshotCreate {
@@ -136,21 +141,111 @@ impl Actor<'_> {
         }
         let (id, snapshot) = self.rng.pick(&targets).clone();
         let (disk, before) = (snapshot.disk.clone(), self.world.image_now(&snapshot.disk));
-        let Image::Exact(after) = &snapshot.image else { unreachable!("filtered above") };
         let params = DiskRollback { disk: disk.clone(), snapshot: id, force: true };
-        let pending = Pending::Rollback {
-            disk: disk.clone(),
-            image: snapshot.image.clone(),
-            before: before.clone(),
-        };
-        let Some(done) = self.ask(&params, pending)? else { return Ok(()) };
+        let turn = Turn { disk, image: snapshot.image.clone(), before };
+        let Some(done) = self.ask(&params, Pending::Rollback(turn.clone()))? else { return Ok(()) };
+        self.went_back(turn, done);
+        self.deeds.rollbacks += 1;
+        Ok(())
+    }
+
+    /// A disk that nobody writes to holds what it went back to.
+    fn went_back(&mut self, turn: Turn, done: RolledBack) {
+        let Turn { disk, image, before } = turn;
         let model = self.world.disks.get_mut(&disk).expect("it was there");
+        let Image::Exact(after) = image else { unreachable!("chosen so") };
         model.born = None;
         super::load::lock(&model.log).collapse(after.to_vec());
         let name = done.undo_name.rsplit('@').next().unwrap_or_default().to_owned();
         let undo = Snapshot { name, disk, disk_id: done.disk.id, image: before, undo: true };
         self.world.snapshots.insert(done.undo, undo);
-        self.deeds.rollbacks += 1;
+    }
+
+    /// What a snapshot that is asked for now will hold.
+    fn image_asked_for(&self, disk: &str, asked: u64) -> Image {
+        if self.world.disks[disk].busy {
+            let window = Window { must: asked, may: u64::MAX };
+            return Image::Cut { disk: disk.to_owned(), window };
+        }
+        self.world.image_now(disk)
+    }
+
+    /// A group of some disks, those under load among them.
+    fn make_group(&mut self) -> Result<(), CutOff> {
+        let names: Vec<String> = self.world.disks.keys().cloned().collect();
+        let disks: Vec<String> = names.into_iter().filter(|_| self.rng.chance(70)).collect();
+        let full = self.world.snapshots.len() + disks.len() > SNAPSHOTS_MAX + 2;
+        if disks.is_empty() || self.world.groups.len() >= GROUPS_MAX || full {
+            return Ok(());
+        }
+        let name = format!("g{}", self.world.fresh());
+        let asked = self.world.clock.tick();
+        let image = |disk: &String| (disk.clone(), self.image_asked_for(disk, asked));
+        let mut members: Vec<(String, Image)> = disks.iter().map(image).collect();
+        let params = GroupCreate { disks, name: Some(name.clone()), ..Default::default() };
+        let pending = Pending::GroupCreate { name: name.clone(), members: members.clone() };
+        let Some(made) = self.ask(&params, pending)? else { return Ok(()) };
+        let answered = self.world.clock.tick();
+        for (_, image) in &mut members {
+            if let Image::Cut { window, .. } = image {
+                window.may = answered;
+            }
+        }
+        let snapshots = made.members.iter().map(|member| member.snapshot_id.clone()).collect();
+        for ((disk, image), member) in members.into_iter().zip(made.members) {
+            let (name, disk_id) = (name.clone(), member.disk_id);
+            let snapshot = Snapshot { name, disk, disk_id, image, undo: false };
+            self.world.snapshots.insert(member.snapshot_id, snapshot);
+        }
+        self.world.groups.insert(made.id, Group { name, snapshots });
+        self.deeds.groups += 1;
+        Ok(())
+    }
+
+    fn delete_group(&mut self) -> Result<(), CutOff> {
+        let ids: Vec<String> = self.world.groups.keys().cloned().collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let id = self.rng.pick(&ids).clone();
+        let params = GroupDelete { group: id.clone(), force: true };
+        if self.ask(&params, Pending::GroupDelete { id: id.clone() })?.is_some() {
+            self.world.forget_group(&id);
+            self.deeds.group_deletes += 1;
+        }
+        Ok(())
+    }
+
+    /// All disks of a group that are not under load go back.
+    fn return_to_group(&mut self) -> Result<(), CutOff> {
+        let ids: Vec<String> = self.world.groups.keys().cloned().collect();
+        // Each disk that goes back leaves a snapshot of its own.
+        if ids.is_empty() || self.world.snapshots.len() > SNAPSHOTS_MAX {
+            return Ok(());
+        }
+        let group = self.rng.pick(&ids).clone();
+        let quiet = |id: &String| {
+            let snapshot = self.world.snapshots.get(id)?;
+            let disk = self.world.disks.get(&snapshot.disk)?;
+            let known = !disk.busy && matches!(snapshot.image, Image::Exact(_));
+            let (disk, image) = (snapshot.disk.clone(), snapshot.image.clone());
+            let before = || self.world.image_now(&disk);
+            known.then(|| Turn { before: before(), disk: disk.clone(), image })
+        };
+        let turns: Vec<Turn> =
+            self.world.groups[&group].snapshots.iter().filter_map(quiet).collect();
+        if turns.is_empty() {
+            return self.delete_group();
+        }
+        let disks = turns.iter().map(|turn| turn.disk.clone()).collect();
+        let params = GroupRollback { group, disks, force: true, group_first: None };
+        let pending = Pending::GroupRollback { turns: turns.clone() };
+        let Some(done) = self.ask(&params, pending)? else { return Ok(()) };
+        assert_eq!(done.disks.len(), turns.len(), "every disk that was named goes back");
+        for (turn, done) in turns.into_iter().zip(done.disks) {
+            self.went_back(turn, done);
+            self.deeds.group_returns += 1;
+        }
         Ok(())
     }
 

@@ -69,6 +69,9 @@ pub struct Totals {
     pub snapshots: u64,
     pub snapshot_deletes: u64,
     pub rollbacks: u64,
+    pub groups: u64,
+    pub group_deletes: u64,
+    pub group_returns: u64,
     pub clones: u64,
     pub disk_deletes: u64,
     pub sectors_verified: u64,
@@ -281,6 +284,9 @@ impl Campaign {
         totals.snapshots += deeds.snapshots;
         totals.snapshot_deletes += deeds.snapshot_deletes;
         totals.rollbacks += deeds.rollbacks;
+        totals.groups += deeds.groups;
+        totals.group_deletes += deeds.group_deletes;
+        totals.group_returns += deeds.group_returns;
         totals.clones += deeds.clones;
         totals.disk_deletes += deeds.disk_deletes;
     }

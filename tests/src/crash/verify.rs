@@ -1,20 +1,20 @@
 //! The look at everything after a restart, through the same sockets that clients use.
 //!
-//! Invariants: every sector of every disk and snapshot is read and explained; afterwards the world is
-//! what was found.
+//! Invariants: every sector of every disk and snapshot is read and explained, those of a group of disks
+//! under load together; afterwards the world is what was found.
 //! Absent: the rules (`judge`).
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use rowd_proto::{DiskList, SnapshotKind, SnapshotList};
+use rowd_proto::{DiskList, GroupList, SnapshotKind, SnapshotList};
 
 use super::control::Control;
 use super::judge::{Expect, Found, Window, judge};
 use super::load::lock;
 use super::stamp::{SECTOR, Value, parse_all};
-use super::world::{Image, Pending, Snapshot, World};
+use super::world::{Group, Image, Pending, Snapshot, Turn, World};
 use crate::client::Client;
 
 /// Bytes read at a time.
@@ -31,7 +31,8 @@ pub fn verify(world: &mut World, control: &Path, nbd: &Path) -> Result<u64, Stri
     let mut control = Control::connect(control).expect("the daemon answers");
     let disks = control.call(&DiskList {}).expect("a list of disks").disks;
     let snapshots = control.call(&SnapshotList { disk: None }).expect("a list of snapshots");
-    settle(world, &disks, &snapshots.snapshots);
+    let groups = control.call(&GroupList {}).expect("a list of groups").groups;
+    settle(world, &Listed { disks: &disks, snapshots: &snapshots.snapshots, groups: &groups })?;
     let listed: BTreeSet<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
     let known: BTreeSet<&str> = world.disks.keys().map(String::as_str).collect();
     if listed != known {
@@ -42,11 +43,20 @@ pub fn verify(world: &mut World, control: &Path, nbd: &Path) -> Result<u64, Stri
     if listed != known {
         return Err(format!("the snapshots are {listed:?}, should be {known:?}"));
     }
+    compare_groups(world, &groups)?;
     look_at_all(world, nbd)
 }
 
-/// Finds out whether the pending change was done.
-fn settle(world: &mut World, disks: &[rowd_proto::Disk], snapshots: &[rowd_proto::Snapshot]) {
+/// What the daemon lists.
+struct Listed<'a> {
+    disks: &'a [rowd_proto::Disk],
+    snapshots: &'a [rowd_proto::Snapshot],
+    groups: &'a [rowd_proto::Group],
+}
+
+/// Finds out whether the pending change was done: all of it or nothing.
+fn settle(world: &mut World, listed: &Listed<'_>) -> Result<(), String> {
+    let Listed { disks, snapshots, groups } = *listed;
     match world.pending.take() {
         None => {}
         Some(Pending::SnapshotCreate { disk, name, image }) => {
@@ -67,18 +77,86 @@ fn settle(world: &mut World, disks: &[rowd_proto::Disk], snapshots: &[rowd_proto
         }
         Some(Pending::DiskDelete { name }) if disks.iter().any(|disk| disk.name == name) => {}
         Some(Pending::DiskDelete { name }) => world.forget_disk(&name),
-        Some(Pending::Rollback { disk, image, before }) => {
-            let new = |s: &&rowd_proto::Snapshot| {
-                s.kind == SnapshotKind::Undo && !world.snapshots.contains_key(&s.id)
-            };
-            if let Some(undo) = snapshots.iter().find(new) {
-                let (name, disk_id) = (undo.name.clone(), undo.disk_id.clone());
-                let model = world.disks.get_mut(&disk).expect("it was there");
-                model.born = Some(image);
-                let snapshot = Snapshot { name, disk, disk_id, image: before, undo: true };
-                world.snapshots.insert(undo.id.clone(), snapshot);
+        Some(Pending::Rollback(turn)) => settle_turns(world, vec![turn], snapshots)?,
+        Some(Pending::GroupRollback { turns }) => settle_turns(world, turns, snapshots)?,
+        Some(Pending::GroupCreate { name, members }) => {
+            if let Some(made) = groups.iter().find(|group| group.name == name) {
+                settle_group(world, made, members)?;
             }
         }
+        Some(Pending::GroupDelete { id }) if groups.iter().any(|group| group.id == id) => {}
+        Some(Pending::GroupDelete { id }) => world.forget_group(&id),
+    }
+    Ok(())
+}
+
+/// A group that was made, with a snapshot of each of its disks.
+fn settle_group(
+    world: &mut World,
+    made: &rowd_proto::Group,
+    members: Vec<(String, Image)>,
+) -> Result<(), String> {
+    let name = made.name.clone();
+    let snapshots: Vec<String> = made.members.iter().map(|m| m.snapshot_id.clone()).collect();
+    if snapshots.len() != members.len() || made.members.iter().any(|m| m.snapshot.is_none()) {
+        return Err(format!("group {name} is there in part: {:?}", made.members));
+    }
+    for ((disk, image), member) in members.into_iter().zip(&made.members) {
+        let (name, disk_id) = (name.clone(), member.disk_id.clone());
+        let snapshot = Snapshot { name, disk, disk_id, image, undo: false };
+        world.snapshots.insert(member.snapshot_id.clone(), snapshot);
+    }
+    world.groups.insert(made.id.clone(), Group { name, snapshots });
+    Ok(())
+}
+
+/// Disks that went back together, or not at all: each has a new snapshot for undo.
+fn settle_turns(
+    world: &mut World,
+    turns: Vec<Turn>,
+    snapshots: &[rowd_proto::Snapshot],
+) -> Result<(), String> {
+    let new = |s: &&rowd_proto::Snapshot| {
+        s.kind == SnapshotKind::Undo && !world.snapshots.contains_key(&s.id)
+    };
+    let undo: Vec<&rowd_proto::Snapshot> = snapshots.iter().filter(new).collect();
+    if !undo.is_empty() && undo.len() != turns.len() {
+        return Err(format!("{} of {} disks went back", undo.len(), turns.len()));
+    }
+    for undo in undo {
+        let of = |turn: &&Turn| world.disks[&turn.disk].id == undo.disk_id;
+        let Turn { disk, image, before } =
+            turns.iter().find(of).cloned().ok_or("a disk went back that nobody named")?;
+        let (name, disk_id) = (undo.name.clone(), undo.disk_id.clone());
+        world.disks.get_mut(&disk).expect("it was there").born = Some(image);
+        let snapshot = Snapshot { name, disk, disk_id, image: before, undo: true };
+        world.snapshots.insert(undo.id.clone(), snapshot);
+    }
+    Ok(())
+}
+
+/// The groups are those that should exist, and say which of their snapshots are gone.
+fn compare_groups(world: &World, groups: &[rowd_proto::Group]) -> Result<(), String> {
+    let told: BTreeMap<&str, Vec<(&str, bool)>> = groups
+        .iter()
+        .map(|group| {
+            let there = |m: &'_ rowd_proto::GroupMember| m.snapshot.is_some();
+            let pairs = group.members.iter().map(|m| (m.snapshot_id.as_str(), there(m)));
+            (group.id.as_str(), pairs.collect())
+        })
+        .collect();
+    let known: BTreeMap<&str, Vec<(&str, bool)>> = world
+        .groups
+        .iter()
+        .map(|(id, group)| {
+            let there = |id: &String| world.snapshots.contains_key(id);
+            (id.as_str(), group.snapshots.iter().map(|id| (id.as_str(), there(id))).collect())
+        })
+        .collect();
+    if told == known {
+        Ok(())
+    } else {
+        Err(format!("the groups are {told:?}, should be {known:?}"))
     }
 }
 
@@ -103,6 +181,7 @@ fn look_at_all(world: &mut World, nbd: &Path) -> Result<u64, String> {
         compare(world, &mut cuts, &label, &snapshot.image, &image)?;
         images.insert(id.clone(), image);
     }
+    judge_groups(world, &images)?;
     let mut heads: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for (name, disk) in &world.disks {
         let image = Arc::new(read_all(nbd, name).map_err(|e| format!("disk {name}: {e}"))?);
@@ -135,6 +214,30 @@ fn look_at_all(world: &mut World, nbd: &Path) -> Result<u64, String> {
         }
     }
     Ok(sectors)
+}
+
+/// The disks under load that a new group has show one instant: of the writes to all of them a prefix.
+fn judge_groups(world: &World, images: &BTreeMap<String, Arc<Vec<Value>>>) -> Result<(), String> {
+    for group in world.groups.values() {
+        let (mut members, mut instant) = (Vec::new(), None);
+        for id in &group.snapshots {
+            let Some(snapshot) = world.snapshots.get(id) else { continue };
+            // The image of a clone may be a cut too, of its origin at another time.
+            if let Image::Cut { disk, window } = &snapshot.image
+                && *disk == snapshot.disk
+            {
+                members.push((disk, lock(&world.disks[disk].log), &images[id]));
+                instant = Some(*window);
+            }
+        }
+        let found: Vec<Found<'_>> =
+            members.iter().map(|(name, log, image)| Found { name, log, image }).collect();
+        if let Some(window) = instant {
+            judge(&found, |op| window.expect(op))
+                .map_err(|e| format!("group {}: {e}", group.name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether an image is what it should be.

@@ -1,4 +1,4 @@
-//! What should exist: disks, snapshots, and the change of them that was in flight.
+//! What should exist: disks, snapshots, groups, and the change of them that was in flight.
 //!
 //! Invariants: a change is pending from before it is asked for until it is answered; after a crash the
 //! pending one was done or not, never in part.
@@ -45,14 +45,52 @@ pub struct Snapshot {
     pub undo: bool,
 }
 
+/// A group, known by its id.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub name: String,
+    /// Ids of the snapshots it was made with, some of which may be gone.
+    pub snapshots: Vec<String>,
+}
+
+/// A disk that goes back: what it goes back to, and what it held before.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    pub disk: String,
+    pub image: Image,
+    pub before: Image,
+}
+
 /// A change in flight.
 #[derive(Clone, Debug)]
 pub enum Pending {
-    SnapshotCreate { disk: String, name: String, image: Image },
-    SnapshotDelete { id: String },
-    DiskCreate { name: String, image: Image },
-    DiskDelete { name: String },
-    Rollback { disk: String, image: Image, before: Image },
+    SnapshotCreate {
+        disk: String,
+        name: String,
+        image: Image,
+    },
+    SnapshotDelete {
+        id: String,
+    },
+    DiskCreate {
+        name: String,
+        image: Image,
+    },
+    DiskDelete {
+        name: String,
+    },
+    Rollback(Turn),
+    /// The disks and what their snapshots hold.
+    GroupCreate {
+        name: String,
+        members: Vec<(String, Image)>,
+    },
+    GroupDelete {
+        id: String,
+    },
+    GroupRollback {
+        turns: Vec<Turn>,
+    },
 }
 
 /// Everything that should exist.
@@ -61,6 +99,7 @@ pub struct World {
     pub clock: Arc<Clock>,
     pub disks: BTreeMap<String, Disk>,
     pub snapshots: BTreeMap<String, Snapshot>,
+    pub groups: BTreeMap<String, Group>,
     pub pending: Option<Pending>,
     named: u32,
 }
@@ -88,6 +127,13 @@ impl World {
     pub fn forget_disk(&mut self, name: &str) {
         if let Some(disk) = self.disks.remove(name) {
             self.snapshots.retain(|_, s| s.disk_id != disk.id || !s.undo);
+        }
+    }
+
+    /// Removes a group and the snapshots it still has.
+    pub fn forget_group(&mut self, id: &str) {
+        for snapshot in self.groups.remove(id).map(|group| group.snapshots).unwrap_or_default() {
+            self.snapshots.remove(&snapshot);
         }
     }
 
