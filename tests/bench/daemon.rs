@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rowd_proto::{
-    Disk, DiskCreate, PoolShow, PoolStatus, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotList,
+    Disk, DiskCreate, GroupCreate, PoolShow, PoolStatus, Snapshot, SnapshotCreate, SnapshotDelete,
+    SnapshotList,
 };
 use rowd_tests::wait;
 use tempfile::TempDir;
@@ -139,6 +140,19 @@ impl Daemon {
         let params = SnapshotCreate { disk: disk.to_owned(), ..SnapshotCreate::default() };
         let (made, took) = self.control.timed(&params);
         (made.snapshot, took)
+    }
+
+    /// Makes a group of these disks.
+    pub fn group(&mut self, disks: &[String]) -> Duration {
+        let params = GroupCreate { disks: disks.to_vec(), ..GroupCreate::default() };
+        self.control.timed(&params).1
+    }
+
+    /// How long the heads of disks were held for each cut so far, in milliseconds, as the log has it.
+    pub fn cuts(&self) -> Vec<f64> {
+        let log = fs::read_to_string(self.home.path().join("rowd.log")).expect("read the log");
+        let held = |line: &str| line.rsplit_once("held_us=")?.1.trim().parse::<f64>().ok();
+        log.lines().filter_map(held).map(|us| us / 1000.0).collect()
     }
 
     pub fn delete_snapshot(&mut self, id: &str) {

@@ -17,14 +17,14 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub fn try_until<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     loop {
-        let last = Instant::now() >= deadline;
+        let left = deadline.saturating_duration_since(Instant::now());
         if let Some(seen) = look() {
             return Some(seen);
         }
-        if last {
+        if left.is_zero() {
             return None;
         }
-        thread::park_timeout(PAUSE);
+        thread::park_timeout(PAUSE.min(left));
     }
 }
 

@@ -4,6 +4,7 @@
 //! Absent: data I/O (`pool/`), bytes on disk of RocksDB (`meta/`), who may do what (`engine/`).
 
 mod apply;
+mod cache;
 pub mod leaf;
 pub mod lineage;
 pub mod reclaim;

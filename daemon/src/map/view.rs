@@ -10,13 +10,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockWriteGuard};
 use rustc_hash::FxHashMap;
 
 use super::apply::{Applied, apply};
+use super::cache::{CLEAN_FLOOR, Clean};
 use super::leaf::{Entry, LEAF_MEMORY, Leaf};
 use super::lineage::Lineage;
 use super::record::{Change, Staged, changes};
@@ -28,8 +29,6 @@ use crate::pool::Pool;
 use crate::pool::journal::{Kind, Reservation};
 use crate::units::{BlockRange, Epoch, Lba, LeafIndex, Seq};
 
-/// A view keeps at least this many leaves however full the cache is.
-const CLEAN_FLOOR: usize = 64;
 /// Up to this many leaves a range is walked leaf by leaf; a longer one only where something is mapped.
 const SMALL_RANGE: u64 = 64;
 
@@ -126,14 +125,6 @@ impl Budget {
     }
 }
 
-#[derive(Debug)]
-pub(super) struct Clean {
-    pub(super) leaf: Arc<Leaf>,
-    /// The epoch of the version; 0 when there is none.
-    pub(super) epoch: Epoch,
-    recent: AtomicBool,
-}
-
 /// What a view is now.
 #[derive(Debug)]
 pub struct State {
@@ -147,7 +138,7 @@ pub struct State {
     pub absorbing: Option<(Epoch, u64)>,
     pub(super) dirty: FxHashMap<u64, Arc<Leaf>>,
     pub(super) clean: FxHashMap<u64, Clean>,
-    clock: VecDeque<u64>,
+    pub(super) clock: VecDeque<u64>,
     /// Counts the times dirty leaves were moved out.
     cuts: u64,
     /// No further changes: the disk was rolled back or deleted.
@@ -344,6 +335,11 @@ impl View {
     /// The view's state, locked against changes.
     pub fn lock(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write()
+    }
+
+    /// As [`View::lock`], if it is free now.
+    pub fn try_lock(&self) -> Option<RwLockWriteGuard<'_, State>> {
+        self.state.try_write()
     }
 
     /// Runs `look` on the state.
@@ -556,39 +552,6 @@ impl State {
         found.sort_unstable();
         found.dedup();
         found
-    }
-
-    pub(super) fn remove_clean(&mut self, budget: &Budget, index: u64) -> Option<Clean> {
-        let removed = self.clean.remove(&index)?;
-        budget.clean.fetch_sub(1, Ordering::Relaxed);
-        Some(removed)
-    }
-
-    fn insert_clean(&mut self, budget: &Budget, index: u64, leaf: Arc<Leaf>, epoch: Epoch) {
-        while budget.clean.load(Ordering::Relaxed) >= budget.clean_limit
-            && self.clean.len() > CLEAN_FLOOR
-            && self.evict_one(budget)
-        {}
-        budget.clean.fetch_add(1, Ordering::Relaxed);
-        self.clean.insert(index, Clean { leaf, epoch, recent: AtomicBool::new(false) });
-        self.clock.push_back(index);
-        // Leaves that became dirty left their place behind: without this the clock grows for ever.
-        if self.clock.len() > 2 * self.clean.len() + CLEAN_FLOOR {
-            self.clock = self.clean.keys().copied().collect();
-        }
-    }
-
-    /// Second chance: the oldest leaf goes unless it was used since it was last passed over.
-    fn evict_one(&mut self, budget: &Budget) -> bool {
-        while let Some(index) = self.clock.pop_front() {
-            let Some(clean) = self.clean.get(&index) else { continue };
-            if clean.recent.swap(false, Ordering::Relaxed) {
-                self.clock.push_back(index);
-                continue;
-            }
-            return self.remove_clean(budget, index).is_some();
-        }
-        false
     }
 }
 

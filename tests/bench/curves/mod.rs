@@ -6,6 +6,7 @@
 
 mod change;
 mod depth;
+mod group;
 mod live;
 mod space;
 
@@ -56,6 +57,7 @@ type Curve = fn(Bench<'_>) -> Vec<Finding>;
 /// Every curve and its name for `--only`.
 pub const CURVES: &[(&str, Curve)] = &[
     ("snapshot", live::curve),
+    ("group", group::curve),
     ("switch", change::switch),
     ("reclaim", change::reclaim),
     ("depth", depth::curve),
