@@ -6,7 +6,7 @@
 
 use std::fs;
 
-use super::machine::{Machine, Outcome};
+use super::machine::{Machine, Outcome, text};
 use super::reference::Reference;
 
 /// What a device writes whole.
@@ -25,7 +25,15 @@ pub struct Image {
 impl Machine {
     /// Takes a new image if there was a sync since the last one.
     pub fn observe(&mut self) -> Outcome {
-        let status = self.engine().status();
+        let mut status = self.engine().status();
+        // An operation may have gone on after a checkpoint within it: that is not certain to survive.
+        if status.durable_seq != self.image.synced.0 && status.durable_seq < status.last_seq {
+            match self.reference.disks.is_empty() {
+                true => self.checkpoint()?,
+                false => self.session(0)?.lane.flush(true).map_err(text)?,
+            }
+            status = self.engine().status();
+        }
         let synced = (status.durable_seq, status.checkpoint_seq);
         if synced != self.image.synced {
             let bytes = fs::read(self.dir.path().join("pool")).map_err(|e| e.to_string())?;

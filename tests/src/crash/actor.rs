@@ -184,7 +184,7 @@ impl Actor<'_> {
         let mut members: Vec<(String, Image)> = disks.iter().map(image).collect();
         let params = GroupCreate { disks, name: Some(name.clone()), ..Default::default() };
         let pending = Pending::GroupCreate { name: name.clone(), members: members.clone() };
-        let Some(made) = self.ask(&params, pending)? else { return Ok(()) };
+        let Some(made) = self.ask(&params, pending)?.map(|made| made.group) else { return Ok(()) };
         let answered = self.world.clock.tick();
         for (_, image) in &mut members {
             if let Image::Cut { window, .. } = image {
