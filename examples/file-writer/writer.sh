@@ -11,7 +11,8 @@ file=${1:?usage: writer.sh FILE}
 # A request for quiet that is older than this was forgotten by somebody who died: the writer goes on.
 forgotten=60
 
-number=$(($(wc -l < "$file" 2> /dev/null || echo 0) + 1))
+touch "$file"
+number=$(($(wc -l < "$file") + 1))
 
 asked_for_quiet() {
     [[ -e $file.pause ]] && (($(date +%s) - $(stat -c %Y "$file.pause" 2> /dev/null || echo 0) < forgotten))
@@ -24,9 +25,10 @@ while :; do
         while asked_for_quiet; do sleep 0.02; done
         rm -f "$file.paused"
     fi
-    # Two halves, to show what a cut in between would do.
+    # Two halves with time between them, to show what a cut there would do.
     printf 'line %d ' "$number" >> "$file"
+    sleep 0.03
     printf 'of %s\n' "$(date +%FT%T.%N)" >> "$file"
     number=$((number + 1))
-    sleep 0.05
+    sleep 0.02
 done

@@ -11,6 +11,9 @@ options=()
 lifetime=25
 # Seconds to wait for the lock.
 patience=10
+# Seconds to wait, with the lock, until InnoDB has nothing left to write; 0 does not have it write at all. See
+# the hook.
+clean_limit=5
 # ---------------------------------------------------------------------------------------------------------
 
 say() { printf '%s\n' "$*"; }
@@ -32,11 +35,24 @@ nohup mariadb "${options[@]}" --execute "SET SESSION lock_wait_timeout = $patien
     FLUSH TABLES WITH READ LOCK; SELECT 1 AND SLEEP($lifetime)" > /dev/null 2>&1 &
 session=$!
 
-for ((look = 0; look < patience * 5; look++)); do
-    holders=$(sql "$holder") || break
-    ((holders == 0)) || { say 'frozen'; exit 0; }
+holders=0
+for ((look = 0; look < patience * 5 && holders == 0; look++)); do
     kill -0 "$session" 2> /dev/null || break
     sleep 0.2
+    holders=$(sql "$holder") || break
 done
-kill "$session" 2> /dev/null || :
-fail "no global read lock within $patience s: is a long query or transaction running?"
+if ((holders == 0)); then
+    kill "$session" 2> /dev/null || :
+    fail "no global read lock within $patience s: is a long query or transaction running?"
+fi
+
+# Changed pages, transactions to clean up after, and the log since the last checkpoint, whose note is 16 bytes.
+left="SELECT CAST(SUM(VARIABLE_VALUE) AS UNSIGNED) FROM information_schema.GLOBAL_STATUS
+    WHERE VARIABLE_NAME IN ('INNODB_BUFFER_POOL_PAGES_DIRTY', 'INNODB_HISTORY_LIST_LENGTH',
+                            'INNODB_CHECKPOINT_AGE')"
+for ((deadline = SECONDS + clean_limit; SECONDS < deadline; )); do
+    bytes=$(sql "SET GLOBAL innodb_log_checkpoint_now = ON; $left") || fail 'no checkpoint: set clean_limit=0'
+    ((bytes > 16)) || break
+    sleep 0.02
+done
+say 'frozen'

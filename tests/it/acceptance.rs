@@ -15,6 +15,8 @@ const SCRIPTS: &[&str] = &[
     "examples/mariadb/prescript.sh",
     "examples/postgresql/50-postgresql",
     "tests/acceptance/common.sh",
+    "tests/acceptance/file-writer.sh",
+    "tests/acceptance/mariadb.sh",
     "tests/acceptance/postgresql.sh",
     "tests/demo/demo.sh",
 ];
@@ -36,6 +38,26 @@ fn accept(script: &str, args: &[&str]) -> Outcome {
 fn postgresql_recovers_from_an_exact_cut_and_has_every_committed_row() {
     let done = accept("postgresql.sh", &[]).ok();
     done.says(&["redo done", "pg_amcheck: tables and indexes are sound", "Bad checksums:  0"]);
+}
+
+/// MYSQL-01 to 05, 07 to 09, 14 to 23, with a coprocess hook.
+#[test]
+fn mariadb_kept_quiet_by_a_hook_has_nothing_to_recover_after_a_rollback() {
+    let done = accept("mariadb.sh", &["hook"]).ok();
+    done.says(&["reached the level app", "The server had nothing to recover."]);
+}
+
+/// MYSQL-06, 11 and others: the lock is held by a session in the background.
+#[test]
+fn mariadb_kept_quiet_by_scripts_has_nothing_to_recover_either() {
+    let done = accept("mariadb.sh", &["scripts"]).ok();
+    done.says(&["reached the level app", "The server had nothing to recover."]);
+}
+
+/// MYSQL-23: an application of one's own.
+#[test]
+fn a_writer_that_is_asked_to_pause_has_no_half_line_in_a_snapshot() {
+    accept("file-writer.sh", &[]).ok().says(&["No snapshot has half a line."]);
 }
 
 /// Every script is among those that are checked, and none has a fault that a machine finds.
