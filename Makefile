@@ -65,16 +65,39 @@ install: release ## Install programs, units, man pages and completions (PREFIX, 
 
 # Of programs that are built already, wherever they are.
 PROGRAMS ?= $(RELEASE)
+UNITS := rowd.service rowd-attach@.service
 .PHONY: install-files
 install-files:
-	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(PROGRAMS)/rowd
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(PROGRAMS)/rowd $(PROGRAMS)/rowd-freeze
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS)/rowctl
 	$(PROGRAMS)/rowctl --quiet man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/man/man8
+	$(PROGRAMS)/rowd man > $(DESTDIR)$(PREFIX)/share/man/man8/rowd.8
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 		$(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	$(PROGRAMS)/rowctl completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/rowctl
 	$(PROGRAMS)/rowctl completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_rowctl
 	$(PROGRAMS)/rowctl completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/rowctl.fish
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	for unit in $(UNITS); do \
+		sed 's|@PREFIX@|$(PREFIX)|g' systemd/$$unit > $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit; \
+	done
+	install -D -m 644 systemd/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/rowd.conf
+	install -D -m 644 systemd/modules-load.conf $(DESTDIR)$(PREFIX)/lib/modules-load.d/rowd.conf
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d systemd/61-rowd.rules
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/rowd systemd/rowd.toml
+	@# What the administrator has written stays.
+	test -e $(DESTDIR)/etc/rowd/rowd.toml || \
+		install -D -m 644 -t $(DESTDIR)/etc/rowd systemd/rowd.toml
+
+.PHONY: uninstall
+uninstall: ## Remove what install has installed; pools and /etc/rowd stay
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,sbin/rowd sbin/rowd-freeze bin/rowctl \
+		share/man/man8/rowd.8 share/bash-completion/completions/rowctl \
+		share/zsh/site-functions/_rowctl share/fish/vendor_completions.d/rowctl.fish \
+		$(addprefix lib/systemd/system/,$(UNITS)) lib/sysusers.d/rowd.conf \
+		lib/modules-load.d/rowd.conf lib/udev/rules.d/61-rowd.rules share/doc/rowd/rowd.toml)
+	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/rowctl.1 $(DESTDIR)$(PREFIX)/share/man/man1/rowctl-*.1
 
 # The tests turn on the feature `faults`, and building all crates at once gives it to rowd too. So the
 # two programs are built once more, alone: what is tested, measured and installed has no fail points.
@@ -89,7 +112,8 @@ release:
 	@$(call need,$(BUILD_PACKAGES))
 	cargo build --release -p rowd -p rowctl
 
-# Installs those of the packages that are missing; says so on machines where it cannot.
+# Installs those of the packages that are missing; says so on machines where it cannot. Packages from
+# several suites may be refused in one call and accepted one after the other.
 define need
 missing=; for package in $(1); do \
 	[[ $$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null) == installed ]] || missing+=" $$package"; \
@@ -99,6 +123,10 @@ if [[ $$missing ]] && ! command -v apt-get > /dev/null; then \
 elif [[ $$missing && $$EUID != 0 ]]; then \
 	echo "As root: apt-get install$$missing"; exit 1; \
 elif [[ $$missing ]]; then \
-	apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	apt-get update -qq; export DEBIAN_FRONTEND=noninteractive; \
+	get="apt-get install -y -qq --no-install-recommends"; \
+	$$get $$missing || for package in $$missing; do \
+		$$get $$package || { echo "apt-get cannot install $$package"; exit 1; }; \
+	done; \
 fi
 endef

@@ -8,7 +8,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
@@ -49,6 +49,9 @@ enum Command {
         #[arg(long)]
         no_data: bool,
     },
+    /// Prints the man page.
+    #[command(hide = true)]
+    Man,
 }
 
 const EXAMPLES: &str = "Examples:
@@ -86,6 +89,13 @@ fn wants_colours() -> bool {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
+    if let Some(Command::Man) = cli.command {
+        let page = clap_mangen::Man::new(Cli::command()).section("8");
+        let written = page.render(&mut std::io::stdout());
+        return written
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|e| Error::io("write the man page", &e));
+    }
     let config = match (&cli.place.config, &cli.place.dir) {
         (None, Some(dir)) => Config::for_dir(dir)?,
         (path, dir) => {
@@ -95,11 +105,11 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
     };
     match &cli.command {
-        None => crate::daemon::run(&config).map(|()| ExitCode::SUCCESS),
         Some(Command::Check { repair, no_data }) => {
             let report = check(config.settings, !no_data, *repair)?;
             Ok(print(&report))
         }
+        _ => crate::daemon::run(&config).map(|()| ExitCode::SUCCESS),
     }
 }
 

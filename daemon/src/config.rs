@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::Group;
 use rowd_proto::size::Size;
 use serde::Deserialize;
 
@@ -72,6 +73,7 @@ struct RawControl {
     socket: Option<PathBuf>,
     read_only_socket: Option<PathBuf>,
     gids: Vec<u32>,
+    groups: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -130,10 +132,10 @@ impl Config {
     /// None at present; the defaults are checked like any other values.
     pub fn for_dir(dir: &Path) -> Result<Config> {
         let freeze = RawFreeze { hooks: Some(dir.join("hooks.d")), ..RawFreeze::default() };
-        check(Raw { dir: Some(dir.to_owned()), freeze, ..Raw::default() }, dir)
+        check(Raw { freeze, ..Raw::default() }, dir, dir)
     }
 
-    /// What a file says; `dir` overrides the directory in it.
+    /// What a file says; `dir` overrides the directory in it, and is where sockets are then.
     ///
     /// # Errors
     /// The file cannot be read, or a value will not do.
@@ -151,15 +153,17 @@ impl Config {
     /// A value will not do.
     pub fn parse(text: &str, dir: Option<&Path>) -> Result<Config> {
         let raw: Raw = toml::from_str(text).map_err(|e| Error::invalid(e.to_string()))?;
+        // Who names a directory on the command line wants everything inside it; a service has its sockets
+        // where the system has them.
+        let sockets = dir.unwrap_or(Path::new("/run/rowd"));
         let dir = dir.map(Path::to_owned).or_else(|| raw.dir.clone());
         let dir = dir.unwrap_or_else(|| PathBuf::from("/var/lib/rowd"));
-        check(raw, &dir)
+        check(raw, &dir, sockets)
     }
 }
 
-fn check(raw: Raw, dir: &Path) -> Result<Config> {
-    // A daemon that was not told where to put sockets puts them beside the pool.
-    let beside = |given: Option<PathBuf>, name: &str| given.unwrap_or_else(|| dir.join(name));
+fn check(raw: Raw, dir: &Path, sockets: &Path) -> Result<Config> {
+    let beside = |given: Option<PathBuf>, name: &str| given.unwrap_or_else(|| sockets.join(name));
     let mut config = Config {
         nbd_socket: beside(raw.nbd.socket.clone(), "nbd.sock"),
         nbd_socket_mode: raw.nbd.socket_mode.unwrap_or(0o660),
@@ -172,7 +176,7 @@ fn check(raw: Raw, dir: &Path) -> Result<Config> {
         )?),
         control_socket: beside(raw.control.socket.clone(), "control.sock"),
         read_only_socket: beside(raw.control.read_only_socket.clone(), "control-ro.sock"),
-        control_gids: raw.control.gids.clone(),
+        control_gids: gids(&raw.control)?,
         attach: attach_settings(&raw.attach)?,
         lock_memory: match raw.memory.lock {
             None => Lock::Attached,
@@ -202,6 +206,16 @@ fn freeze_settings(raw: &RawFreeze) -> Result<freeze::Settings> {
         record: raw.record.clone().unwrap_or_default(),
         own: Vec::new(),
     })
+}
+
+fn gids(raw: &RawControl) -> Result<Vec<u32>> {
+    let mut all = raw.gids.clone();
+    for name in &raw.groups {
+        let found = Group::from_name(name).map_err(|e| Error::io("look groups up", &e.into()))?;
+        let missing = || Error::invalid(format!("control.groups: there is no group {name:?}"));
+        all.push(found.ok_or_else(missing)?.gid.as_raw());
+    }
+    Ok(all)
 }
 
 fn attach_settings(raw: &RawAttach) -> Result<attach::Settings> {
@@ -313,6 +327,69 @@ mod tests {
         assert_eq!(config.settings.segment_bytes, 64 << 20);
         assert_eq!(config.nbd_socket, Path::new("/x/nbd.sock"));
         assert_eq!(config.busy_poll, Duration::from_micros(50));
+    }
+
+    /// The example that is installed: with its settings put in force it is the default, and none is missing.
+    #[test]
+    fn the_example_has_every_key_with_its_default() {
+        let text = include_str!("../../systemd/rowd.toml");
+        let is_setting = |line: &&str| !line.starts_with("# ") && *line != "#";
+        let bare = |line: &str| line.strip_prefix('#').unwrap_or(line).to_owned();
+        let lines: Vec<String> = text.lines().filter(is_setting).map(bare).collect();
+        let mut example = Config::parse(&lines.join("\n"), None).unwrap();
+        let default = Config::parse(text, None).unwrap();
+        // Defaults that no value of the key means.
+        assert_eq!(example.lock_memory, Lock::Always);
+        example.lock_memory = default.lock_memory;
+        for script in [&mut example.freeze.pre_script, &mut example.freeze.post_script] {
+            assert!(script.take().is_some());
+        }
+        assert_eq!(format!("{example:?}"), format!("{default:?}"));
+        let mut section = String::new();
+        let mut written = Vec::new();
+        for line in &lines {
+            if let Some(name) = line.strip_prefix('[') {
+                name.trim_end_matches(']').clone_into(&mut section);
+            } else if let Some((key, _)) = line.split_once(" = ") {
+                written.push((section.clone(), key.to_owned()));
+            }
+        }
+        // What serde says it expects in place of an unknown key.
+        let expected = |text: &str| -> Vec<String> {
+            let error = Config::parse(text, None).unwrap_err().to_string();
+            let list = error.split_once("expected").expect("a list of keys").1;
+            list.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+        };
+        for key in expected("unknown = 1") {
+            if key == "dir" {
+                assert!(written.contains(&(String::new(), key)));
+                continue;
+            }
+            for inner in expected(&format!("[{key}]\nunknown = 1")) {
+                let pair = (key.clone(), inner);
+                assert!(written.contains(&pair), "{pair:?} is not in the example");
+            }
+        }
+    }
+
+    /// A service has its sockets in /run; a directory on the command line has everything inside it.
+    #[test]
+    fn sockets_are_where_they_are_looked_for() {
+        let service = Config::parse("dir = \"/srv/rowd\"", None).unwrap();
+        assert_eq!(service.settings.pool, Path::new("/srv/rowd/pool"));
+        assert_eq!(service.nbd_socket, Path::new("/run/rowd/nbd.sock"));
+        assert_eq!(service.freeze.record, Path::new("/run/rowd/frozen.json"));
+        let own = Config::parse("dir = \"/srv/rowd\"", Some(Path::new("/x"))).unwrap();
+        assert_eq!(own.settings.pool, Path::new("/x/pool"));
+        assert_eq!(own.control_socket, Path::new("/x/control.sock"));
+    }
+
+    #[test]
+    fn a_group_is_known_by_its_name() {
+        let config = Config::parse("[control]\ngroups = [\"root\"]\ngids = [7]", None).unwrap();
+        assert_eq!(config.control_gids, [7, 0]);
+        let error = Config::parse("[control]\ngroups = [\"no-such\"]", None).unwrap_err();
+        assert!(error.message().contains("\"no-such\""), "{error}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::nbd::activation::{Inherited, InheritedFd, inherited};
 use crate::nbd::listen::{Listener, bind_tcp, bind_unix};
 use crate::nbd::{Resumed, Server};
 use crate::pool::file::IoMode;
+use crate::watchdog;
 
 /// How long connections may take to end at shutdown.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -86,6 +87,13 @@ impl Daemon {
                     tracing::error!(%error, "control socket");
                 }
             });
+        }
+        if let Some(limit) = sd_notify::watchdog_enabled() {
+            let engine = Arc::clone(&self.services.engine);
+            // Takes the locks of the catalogue and of the allocator.
+            let ask = move || drop(engine.status());
+            let tell = || notify(&[sd_notify::NotifyState::Watchdog]);
+            tasks.spawn(watchdog::run(limit, ask, tell, stopped.clone()));
         }
         // Only now can the devices below what is frozen answer.
         self.services.freezer.recover(&self.services.engine)?;

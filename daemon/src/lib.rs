@@ -22,3 +22,4 @@ pub mod meta;
 pub mod nbd;
 pub mod pool;
 pub mod units;
+pub mod watchdog;

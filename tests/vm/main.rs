@@ -4,5 +4,7 @@
 //! Absent: the harness (`tests/src/vm`), and what a host without these can show (`it/`).
 
 mod attach;
+mod boot;
 mod clients;
 mod restart;
+mod service;

@@ -49,8 +49,8 @@ fn installed(work: &Path, tree: &Path) {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in it");
     let mut make = tool::command("make");
     // A make that runs the tests passes on its own options otherwise.
-    make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env_remove("MFLAGS");
-    make.arg("-C").arg(repository).args(["-s", "install-files", "PREFIX=/usr"]);
+    make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env_remove("MFLAGS").env_remove("PREFIX");
+    make.arg("-C").arg(repository).args(["-s", "install-files"]);
     make.arg(format!("PROGRAMS={}", programs.display()));
     make.arg(format!("DESTDIR={}", tree.display()));
     tool::finish(&mut make).ok();
@@ -58,7 +58,7 @@ fn installed(work: &Path, tree: &Path) {
 }
 
 /// What `make install` installs of this workspace.
-const PROGRAMS: &[&str] = &["rowd", "rowctl"];
+const PROGRAMS: &[&str] = &["rowd", "rowd-freeze", "rowctl"];
 
 /// Copies a program without its debug information, which is nine tenths of it.
 ///
