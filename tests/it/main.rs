@@ -20,6 +20,7 @@ mod faults;
 mod filesystems;
 mod freeze;
 mod groups;
+mod guest_agent;
 mod handover;
 mod instances;
 mod large;

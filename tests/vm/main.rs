@@ -3,8 +3,14 @@
 //!
 //! Absent: the harness (`tests/src/vm`), and what a host without these can show (`it/`).
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a helper of a test may fail the test as the test itself may"
+)]
+
 mod attach;
 mod boot;
 mod clients;
+mod guest_agent;
 mod restart;
 mod service;

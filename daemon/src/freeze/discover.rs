@@ -30,6 +30,8 @@ pub struct DiskUse {
     pub id: String,
     pub name: String,
     pub pids: Vec<i32>,
+    /// The instance that has it, and the socket of its guest agent; nothing for this host.
+    pub instance: Option<(String, Option<String>)>,
 }
 
 /// What is to be frozen.

@@ -335,6 +335,16 @@ pub struct Breaker {
 }
 
 impl Breaker {
+    /// For a helper that takes the same order.
+    pub(super) fn of(socket: &Arc<OwnedFd>) -> Breaker {
+        Breaker { socket: Arc::clone(socket), watch: Arc::default() }
+    }
+
+    /// Whether somebody has ended the freeze.
+    pub(super) fn is_used(&self) -> bool {
+        self.watch.lock().end.is_some()
+    }
+
     /// Thaws now; the operation notices.
     pub fn thaw(&self) {
         let mut watch = self.watch.lock();
@@ -452,7 +462,7 @@ fn thaw_all(members: &Arc<Vec<Member>>) -> Vec<i32> {
 }
 
 /// `rowd-freeze`, beside this program or where helpers go.
-fn helper_program() -> Result<PathBuf> {
+pub(super) fn helper_program() -> Result<PathBuf> {
     let own = std::env::current_exe().map_err(|e| Error::io("find the path of rowd", &e))?;
     let dir = own.parent().unwrap_or(Path::new("/"));
     let places = [dir.join("rowd-freeze"), dir.join("../libexec/rowd/rowd-freeze")];
@@ -481,7 +491,7 @@ pub(super) fn thaw_recorded(record: &Path) -> Result<()> {
     Err(Error::new(ErrorKind::ThawFailed, message).hint("`rowctl freeze thaw` tries again"))
 }
 
-fn helper_gone() -> Error {
+pub(super) fn helper_gone() -> Error {
     Error::new(ErrorKind::FreezeFailed, "the freeze helper ended; nothing stays frozen")
 }
 
@@ -496,6 +506,6 @@ fn thaw_failed(target: &str, why: &str) -> Error {
         .hint("`rowctl freeze thaw` tries again; see `rowctl freeze status`")
 }
 
-fn system(doing: &str, errno: Errno) -> Error {
+pub(super) fn system(doing: &str, errno: Errno) -> Error {
     Error::io(doing, &io::Error::from(errno))
 }

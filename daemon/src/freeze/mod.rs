@@ -11,12 +11,14 @@ mod child;
 pub mod dev;
 pub mod devices;
 pub mod discover;
+pub mod guest;
 pub mod hook;
 pub mod kernel;
 pub mod local;
 pub mod mounts;
 mod operation;
 pub mod provider;
+pub mod qga;
 pub mod record;
 pub mod report;
 pub mod script;
@@ -33,11 +35,13 @@ use parking_lot::Mutex;
 
 use crate::engine::Engine;
 use crate::engine::api::{Actor, Consistency, GroupInfo, GroupSpec, SnapshotInfo, SnapshotSpec};
+use crate::engine::instances::LOCAL;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{DiskId, SnapshotId};
 use applications::{Applications, Sources};
 use devices::Sys;
 use discover::{DiskUse, Wanted, discover};
+use guest::Guest;
 use local::{Breaker, Local, Setup};
 use operation::{Made, Operation};
 use provider::{Provider, Target};
@@ -224,6 +228,7 @@ impl Freezer {
         let limit = within("freeze", options.limit, self.settings.limit, LIMIT_MAX)?;
         let script_limit = self.settings.script_limit;
         let script_limit = within("script", options.script_limit, script_limit, SCRIPT_LIMIT_MAX)?;
+        guest::check_one_instance(plan.wanted, &plan.disks)?;
         let busy = self.occupy(&plan.what, plan.wanted)?;
         let mut report = Report::new(plan.wanted);
         let mut applications = None;
@@ -232,14 +237,7 @@ impl Freezer {
         }
         let mut providers: Vec<Box<dyn Provider>> = Vec::new();
         if !options.no_freeze {
-            let own = &self.settings.own;
-            let wanted = Wanted { disks: &plan.disks, named: &options.mounts, own };
-            let members = discover(&Sys::default(), wanted)?;
-            let (record, what) = (self.settings.record.clone(), plan.what);
-            let local = Local::start(Setup { members, record, what, limit }, &busy)?;
-            local.sync()?;
-            busy.progress.lock().breakers.push(local.breaker());
-            providers.push(Box::new(local));
+            providers = self.providers(&plan, options, limit, &busy)?;
         }
         report.targets = providers.iter().flat_map(|provider| provider.targets()).collect();
         busy.progress.lock().targets.clone_from(&report.targets);
@@ -251,6 +249,36 @@ impl Freezer {
         }
         report.phases.push((Phase::Prepare, begun.elapsed()));
         Ok(Operation { busy, applications, providers, report })
+    }
+
+    /// Those who freeze: the machines that have disks, and this host.
+    fn providers(
+        &self,
+        plan: &Plan,
+        options: &Options,
+        limit: Duration,
+        busy: &Arc<Busy>,
+    ) -> Result<Vec<Box<dyn Provider>>> {
+        let mut providers: Vec<Box<dyn Provider>> = Vec::new();
+        for machine in guest::machines(&plan.disks)? {
+            let (record, what) = (Record::guests(&self.settings.record), plan.what.clone());
+            let guest = Guest::start(guest::Setup { machine, record, what, limit })?;
+            busy.progress.lock().breakers.push(guest.breaker());
+            providers.push(Box::new(guest));
+        }
+        let here: Vec<DiskUse> =
+            plan.disks.iter().filter(|disk| disk.instance.is_none()).cloned().collect();
+        if !here.is_empty() || !options.mounts.is_empty() {
+            let own = &self.settings.own;
+            let wanted = Wanted { disks: &here, named: &options.mounts, own };
+            let members = discover(&Sys::default(), wanted)?;
+            let (record, what) = (self.settings.record.clone(), plan.what.clone());
+            let local = Local::start(Setup { members, record, what, limit }, busy)?;
+            local.sync()?;
+            busy.progress.lock().breakers.push(local.breaker());
+            providers.push(Box::new(local));
+        }
+        Ok(providers)
     }
 
     /// The scripts and hooks that take part, and what there is to tell of those that do not.
@@ -361,7 +389,10 @@ impl Freezer {
     pub fn recover(self: &Arc<Self>, engine: &Arc<Engine>) -> Result<()> {
         match record(&self.settings.record) {
             // One of another boot is of no use.
-            Ok(None) => return remove_record(&self.settings.record),
+            Ok(None) => {
+                remove_record(&Record::guests(&self.settings.record))?;
+                return remove_record(&self.settings.record);
+            }
             Ok(Some(_)) => {}
             Err(error) => {
                 tracing::error!(%error, "what an earlier freeze left is not known");
@@ -399,9 +430,19 @@ impl Freezer {
     }
 }
 
-/// The record of a freeze of this boot, if there is one.
+/// The record of a freeze of this boot, if there is one: file systems of this host, and machines.
 fn record(path: &Path) -> Result<Option<Record>> {
-    Record::read(path).map_err(|e| Error::io(format!("read {}", path.display()), &e))
+    let read = |path: &Path| {
+        Record::read(path).map_err(|e| Error::io(format!("read {}", path.display()), &e))
+    };
+    let (here, machines) = (read(path)?, read(&Record::guests(path))?);
+    Ok(match (here, machines) {
+        (Some(mut here), Some(machines)) => {
+            here.members.extend(machines.members);
+            Some(here)
+        }
+        (here, machines) => here.or(machines),
+    })
 }
 
 fn remove_record(path: &Path) -> Result<()> {
@@ -449,7 +490,9 @@ fn within(
 fn disk_use(engine: &Engine, id: &DiskId) -> Result<DiskUse> {
     let info = engine.disk(id)?;
     let pids = info.clients.iter().filter_map(|client| client.pid).collect();
-    Ok(DiskUse { id: id.to_string(), name: info.name, pids })
+    let owner = engine.instance_of(id)?;
+    let instance = (owner.name != LOCAL).then_some((owner.name, owner.agent));
+    Ok(DiskUse { id: id.to_string(), name: info.name, pids, instance })
 }
 
 /// Records the level on the snapshots, and tells what happened.

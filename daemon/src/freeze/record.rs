@@ -7,9 +7,12 @@
 use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+/// The device of a virtual machine; its mount point is the socket of its guest agent.
+pub const AGENT: &str = "guest-agent";
 
 /// What was about to be frozen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +27,7 @@ pub struct Record {
 /// One file system.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
-    /// `major:minor`.
+    /// `major:minor`, or [`AGENT`].
     pub device: String,
     pub mount_point: String,
 }
@@ -55,6 +58,12 @@ impl Record {
         };
         let record: Record = serde_json::from_str(&text)?;
         Ok((record.boot == boot()).then_some(record))
+    }
+
+    /// The record of virtual machines that goes with one of file systems.
+    #[must_use]
+    pub fn guests(path: &Path) -> PathBuf {
+        path.with_extension("guests.json")
     }
 
     /// # Errors

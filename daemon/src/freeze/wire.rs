@@ -54,6 +54,33 @@ pub enum Report {
     Thawed { errnos: Vec<i32> },
 }
 
+/// From a helper that has a virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestReport {
+    /// The agent answers, and nothing is frozen; what will be.
+    Ready { targets: Vec<GuestTarget> },
+    /// It cannot be asked, or nothing was frozen; `late` when it did not answer in time. A thaw follows a
+    /// freeze that failed.
+    Failed { why: String, late: bool },
+    /// So many file systems are frozen.
+    Frozen { count: u64 },
+    /// The limit is over; thawing has begun.
+    Expired,
+    /// Nothing is frozen any more; how many were until now.
+    Thawed { count: u64 },
+    /// Something may still be frozen; it goes on trying.
+    NotThawed { why: String },
+}
+
+/// A file system in a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestTarget {
+    pub mount_point: String,
+    pub file_system: String,
+    pub device: String,
+}
+
 /// The two ends: ours, and the helper's.
 pub fn pair() -> nix::Result<(OwnedFd, OwnedFd)> {
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)

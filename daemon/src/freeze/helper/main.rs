@@ -9,8 +9,11 @@
 
 #[path = "../dev.rs"]
 mod dev;
+mod guest;
 #[path = "../kernel.rs"]
 mod kernel;
+#[path = "../qga.rs"]
+mod qga;
 #[allow(dead_code, reason = "the daemon writes it")]
 #[path = "../record.rs"]
 mod record;
@@ -43,14 +46,16 @@ const STACK_BYTES: usize = 64 << 10;
 
 const USAGE: &str = "usage: rowd-freeze thaw --recorded FILE [--limit SECONDS]
 
-Thaws the file systems that FILE, the record of a freeze, names. The daemon starts `rowd-freeze serve`
-itself.";
+Thaws the file systems and machines that FILE, the record of a freeze, names. The daemon starts
+`rowd-freeze serve` and `rowd-freeze guest` itself.";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
         ["serve"] => serve(),
+        ["guest", path] => serve_guest(&PathBuf::from(path)),
+        ["thaw-guest", path] => guest::thaw_one(&PathBuf::from(path)),
         ["thaw", "--recorded", file] => recorded::thaw(&PathBuf::from(file), recorded::LIMIT),
         ["thaw", "--recorded", file, "--limit", limit] => match limit.parse() {
             Ok(limit) => recorded::thaw(&PathBuf::from(file), Duration::from_secs(limit)),
@@ -115,6 +120,17 @@ struct Helper {
     errnos: Vec<i32>,
     /// The result of the last thaw has to be told.
     owes: bool,
+}
+
+/// Cut off from signals and the terminal as the one for file systems is.
+fn serve_guest(path: &std::path::Path) -> ExitCode {
+    // What is refused is no reason not to freeze: the daemon's end is noticed all the same.
+    let _deaf = (SigSet::all().thread_block(), setsid());
+    let _spared = fs::write("/proc/self/oom_score_adj", "-1000");
+    match std::io::stdin().as_fd().try_clone_to_owned() {
+        Ok(socket) => guest::serve(path, socket),
+        Err(_) => usage(),
+    }
 }
 
 fn serve() -> ExitCode {

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 
 use super::dev::{Dev, open};
 use super::kernel;
-use super::record::{Record, Recorded};
+use super::record::{AGENT, Record, Recorded};
 
 /// How long to wait for the ioctls: a device whose server is away answers when it is back.
 pub const LIMIT: Duration = Duration::from_secs(5);
@@ -30,8 +30,16 @@ const NOT_FROZEN: u8 = 1;
 const NOT_THERE: u8 = 3;
 const FAILED: u8 = 12;
 
-/// Thaws everything a record names, and removes it. Exit code 12 when something may still be frozen.
+/// Thaws everything that the records of file systems and of machines name, and removes them. Exit code 12
+/// when something may still be frozen.
 pub fn thaw(path: &Path, limit: Duration) -> ExitCode {
+    let guests = Record::guests(path);
+    let here = thaw_of(path, limit);
+    let machines = !guests.exists() || thaw_of(&guests, limit);
+    if here && machines { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+}
+
+fn thaw_of(path: &Path, limit: Duration) -> bool {
     let record = match Record::read(path) {
         Ok(Some(record)) => record,
         Ok(None) => {
@@ -40,7 +48,7 @@ pub fn thaw(path: &Path, limit: Duration) -> ExitCode {
         }
         Err(error) => {
             eprintln!("rowd-freeze: read {}: {error}", path.display());
-            return ExitCode::from(FAILED);
+            return false;
         }
     };
     let deadline = Instant::now() + limit;
@@ -59,23 +67,25 @@ pub fn thaw(path: &Path, limit: Duration) -> ExitCode {
         println!("{} ({}): {words}", one.mount_point, one.device);
         left += u32::from(!matches!(ended, Ok(Some(THAWED | NOT_FROZEN))));
     }
-    if left > 0 { ExitCode::from(FAILED) } else { remove(path) }
+    left == 0 && remove(path)
 }
 
-fn remove(path: &Path) -> ExitCode {
-    match Record::remove(path) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("rowd-freeze: remove {}: {error}", path.display());
-            ExitCode::from(FAILED)
-        }
+fn remove(path: &Path) -> bool {
+    let removed = Record::remove(path);
+    if let Err(error) = &removed {
+        eprintln!("rowd-freeze: remove {}: {error}", path.display());
     }
+    removed.is_ok()
 }
 
 /// This program again, for one file system, in a process group of its own.
 fn start(one: &Recorded) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
-    command.args(["thaw-one", &one.device, &one.mount_point]).process_group(0);
+    match one.device.as_str() {
+        AGENT => command.args(["thaw-guest", &one.mount_point]),
+        device => command.args(["thaw-one", device, &one.mount_point]),
+    };
+    command.process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
 
