@@ -9,5 +9,6 @@
 mod applications;
 mod exits;
 mod levels;
+mod machine;
 mod outlive;
 mod world;

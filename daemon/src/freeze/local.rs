@@ -59,6 +59,8 @@ enum End {
 struct Watch {
     /// Something may be frozen.
     frozen: bool,
+    /// The helper waits for a file system that does not answer.
+    late: bool,
     /// When the helper must have thawed.
     deadline: Option<Instant>,
     end: Option<End>,
@@ -318,7 +320,10 @@ impl Drop for Local {
     fn drop(&mut self) {
         // The end of orders is the end of the helper, which thaws what is left.
         let _gone_before = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
-        let settled = !self.watch.lock().frozen;
+        let settled = {
+            let watch = self.watch.lock();
+            !watch.frozen && !watch.late
+        };
         if let Some(monitor) = self.monitor.take().filter(|_| settled)
             && monitor.join().is_err()
         {
@@ -385,7 +390,9 @@ impl Monitor {
     fn hear(&self, report: Report) {
         match &report {
             Report::Expired | Report::Late { .. } => {
-                self.watch.lock().end.get_or_insert(End::Expired(Instant::now()));
+                let mut watch = self.watch.lock();
+                watch.late |= matches!(report, Report::Late { .. });
+                watch.end.get_or_insert(End::Expired(Instant::now()));
             }
             Report::Thawed { errnos } => self.settle(errnos),
             _ => {}

@@ -53,6 +53,39 @@ fn a_file_system_that_hangs_while_it_is_frozen_is_thawed_when_it_answers() {
     assert_eq!(world.daemon.json(&["snapshot", "list"]), json!([]));
 }
 
+/// 6, and the file system hangs already when it is written out before the freeze: nothing is frozen at all.
+#[test]
+fn a_file_system_that_hangs_before_it_is_frozen_is_given_up_in_time() {
+    let world = World::new(&EXT4);
+    std::fs::write(world.dir().join("dirty"), vec![1; 100_000]).unwrap();
+    world.mounted.signal_server(Signal::SIGSTOP);
+    let begun = std::time::Instant::now();
+    world.create_fails(6, "hung", &["--freeze-timeout", "1"]);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(!record(&world));
+    world.mounted.signal_server(Signal::SIGCONT);
+    wait::until("the end of the freeze", || {
+        world.daemon.json(&["freeze", "status"])["running"].is_null().then_some(())
+    });
+    world.create("again", &[]);
+}
+
+/// A snapshot that fails while everything is frozen, as its name was taken meanwhile: thawed at once.
+#[test]
+fn a_snapshot_that_fails_while_everything_is_frozen_leaves_nothing_frozen() {
+    let world = World::held_at(&EXT4, "freeze.frozen");
+    let making = Making::start(&world, "taken", &[]);
+    held(&world);
+    let writer = is_frozen(&world);
+    world.daemon.ctl(&["snapshot", "create", "db", "taken"]);
+    let_go(&world);
+    let (code, error) = making.ended();
+    assert_eq!((code, &error["error"]["kind"]), (21, &json!("exists")), "{error}");
+    writer.gets_through();
+    assert!(!record(&world));
+    assert!(world.daemon.json(&["events"]).to_string().contains("freeze.failed"));
+}
+
 /// 12: the device hangs when it is thawed. The snapshot is kept, untagged; the thaw ends when the device answers.
 #[test]
 fn a_file_system_that_cannot_be_thawed_is_told_and_thawed_later() {
