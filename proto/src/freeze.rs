@@ -34,6 +34,29 @@ pub struct FreezeOptions {
     pub no_freeze: bool,
 }
 
+/// Tells what a freeze of disks would do, and changes nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FreezeCheck {
+    pub disks: Vec<String>,
+    /// `fs` or `app`.
+    pub consistency: Consistency,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<FreezeOptions>,
+}
+
+/// The reply to `freeze.check`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FreezePreview {
+    /// The level that would be reached.
+    pub consistency: Consistency,
+    /// What would be left out, and why the level is lower than wanted.
+    pub notes: Vec<String>,
+    pub targets: Vec<FreezeTarget>,
+    /// Freeze scripts and hooks that would run, in their order.
+    pub applications: Vec<String>,
+}
+
 /// Tells what is frozen now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

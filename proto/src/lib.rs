@@ -35,8 +35,8 @@ pub use frame::{
     Version2, WireError, WireErrorData, parse_request, parse_server_line, to_line,
 };
 pub use freeze::{
-    FreezeOptions, FreezePhase, FreezeReport, FreezeRunning, FreezeShow, FreezeStatus,
-    FreezeTarget, FreezeThaw, GroupMade, SnapshotMade,
+    FreezeCheck, FreezeOptions, FreezePhase, FreezePreview, FreezeReport, FreezeRunning,
+    FreezeShow, FreezeStatus, FreezeTarget, FreezeThaw, GroupMade, SnapshotMade,
 };
 pub use group::{
     Group, GroupCreate, GroupDelete, GroupDeleted, GroupList, GroupMember, GroupRollback,

@@ -11,13 +11,14 @@ use serde::de::DeserializeOwned;
 use crate::{
     Chain, ChainList, ChainShow, Chains, DiffPage, Disk, DiskAttach, DiskCreate, DiskDelete,
     DiskDetach, DiskList, DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow,
-    DiskUndo, Disks, Done, EventsFrom, EventsList, EventsPage, EventsSubscribe, FreezeShow,
-    FreezeStatus, FreezeThaw, Group, GroupCreate, GroupDelete, GroupDeleted, GroupList, GroupMade,
-    GroupRollback, GroupRolledBack, GroupSet, GroupShow, Groups, Instance, InstanceAdd,
-    InstanceList, InstanceRemove, InstanceRemoved, InstanceSet, InstanceShow, Instances, Job,
-    JobCancel, JobList, JobShow, Jobs, PoolResize, PoolShow, PoolStatus, RolledBack, ScrubStart,
-    Snapshot, SnapshotCreate, SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotList,
-    SnapshotMade, SnapshotSet, SnapshotShow, Snapshots, Tagged, TagsRemove, TagsSet,
+    DiskUndo, Disks, Done, EventsFrom, EventsList, EventsPage, EventsSubscribe, FreezeCheck,
+    FreezePreview, FreezeShow, FreezeStatus, FreezeThaw, Group, GroupCreate, GroupDelete,
+    GroupDeleted, GroupList, GroupMade, GroupRollback, GroupRolledBack, GroupSet, GroupShow,
+    Groups, Instance, InstanceAdd, InstanceList, InstanceRemove, InstanceRemoved, InstanceSet,
+    InstanceShow, Instances, Job, JobCancel, JobList, JobShow, Jobs, PoolResize, PoolShow,
+    PoolStatus, RolledBack, ScrubStart, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotDeleted,
+    SnapshotDiff, SnapshotList, SnapshotMade, SnapshotSet, SnapshotShow, Snapshots, Tagged,
+    TagsRemove, TagsSet,
 };
 
 /// Who may call a method.
@@ -124,6 +125,7 @@ methods! {
     InstanceShow = "instance.show", Read => Instance;
     InstanceSet = "instance.set", Admin => Instance;
     InstanceRemove = "instance.remove", Admin => InstanceRemoved;
+    FreezeCheck = "freeze.check", Admin => FreezePreview;
     FreezeShow = "freeze.show", Read => FreezeStatus;
     FreezeThaw = "freeze.thaw", Admin => FreezeStatus;
     ChainList = "chain.list", Read => Chains;

@@ -4,7 +4,7 @@
 //! Absent: advice, which is `rowctl doctor`; thresholds to configure, until somebody needs another
 //! one.
 
-use rowd_proto::{PoolShow, PoolStatus};
+use rowd_proto::{FreezeShow, FreezeStatus, PoolShow, PoolStatus};
 use serde::Serialize;
 
 use crate::error::{Outcome, Result};
@@ -20,14 +20,16 @@ Exit codes: 0 all is well, 1 a condition does not hold, 23 the daemon is not rea
 /// A condition that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// `stopped`, `corrupt`, `scrub`, `full`: stable names for programs.
+    /// `stopped`, `corrupt`, `scrub`, `full`, `frozen`: stable names for programs.
     pub condition: &'static str,
     pub message: String,
 }
 
 pub fn run(context: &Context) -> Result<Outcome> {
-    let pool = context.client()?.call(&PoolShow {})?;
-    let findings = findings(&pool);
+    let mut client = context.client()?;
+    let pool = client.call(&PoolShow {})?;
+    let mut findings = findings(&pool);
+    findings.extend(left_frozen(&client.call(&FreezeShow {})?));
     let condition = |finding: &Finding| finding.condition.to_owned();
     context.output.list(&findings, condition, |_| text(&pool, &findings))?;
     Ok(if findings.is_empty() { Outcome::Done } else { Outcome::ConditionFails })
@@ -52,6 +54,12 @@ pub fn findings(pool: &PoolStatus) -> Vec<Finding> {
         found("full", format!("the pool is {percent} % full: {used} of {max}"));
     }
     findings
+}
+
+/// File systems that an earlier freeze may have left frozen.
+pub fn left_frozen(status: &FreezeStatus) -> Option<Finding> {
+    let message = format!("{} may still be frozen: `rowctl freeze thaw`", status.left.join(", "));
+    (!status.left.is_empty()).then_some(Finding { condition: "frozen", message })
 }
 
 fn text(pool: &PoolStatus, findings: &[Finding]) -> String {

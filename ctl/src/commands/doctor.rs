@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use nix::sys::statvfs::statvfs;
-use rowd_proto::{PoolShow, PoolStatus};
+use rowd_proto::{FreezeShow, PoolShow, PoolStatus};
 use serde::Serialize;
 
 use crate::error::{Failure, Outcome, Result};
@@ -101,6 +101,14 @@ fn examine(context: &Context) -> Vec<Examination> {
             seen.extend(directory(&pool));
         }
         Err(failure) => seen.push(from_failure("pool", failure)),
+    }
+    match client.call(&FreezeShow {}).map(|status| check::left_frozen(&status)) {
+        Ok(None) => {}
+        Ok(Some(found)) => {
+            let advice = "`rowctl freeze thaw` thaws them; mount what was unmounted first";
+            seen.push(ill("frozen file systems", found.message, advice));
+        }
+        Err(failure) => seen.push(from_failure("frozen file systems", failure)),
     }
     seen
 }

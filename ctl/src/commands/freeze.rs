@@ -8,7 +8,8 @@ use std::process::Command;
 
 use clap::{Args, Subcommand, ValueEnum};
 use rowd_proto::{
-    Consistency, ErrorKind, FreezeOptions, FreezeReport, FreezeShow, FreezeStatus, FreezeThaw,
+    Consistency, ErrorKind, FreezeCheck, FreezeOptions, FreezePreview, FreezeReport, FreezeShow,
+    FreezeStatus, FreezeThaw,
 };
 
 use crate::error::{Failure, Outcome, Result};
@@ -18,6 +19,13 @@ use super::Context;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Show what a snapshot of disks would freeze, and which scripts and hooks it would run
+    #[command(after_help = "It touches nothing. Exit code 1 when something is in the way.
+
+Examples:
+  rowctl freeze check data1 log1
+  rowctl freeze check db1 --consistency app")]
+    Check(Check),
     /// Show what is frozen now, and what an earlier freeze may have left
     #[command(after_help = "Example:\n  rowctl freeze status")]
     Status,
@@ -29,6 +37,15 @@ Example:
   rowctl freeze thaw"
     )]
     Thaw,
+}
+
+#[derive(Args, Debug)]
+pub struct Check {
+    /// Names or ids
+    #[arg(required = true, value_name = "DISK")]
+    disks: Vec<String>,
+    #[command(flatten)]
+    freeze: FreezeArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -104,8 +121,16 @@ fn absolute(path: PathBuf) -> Result<String> {
         .map_err(|_| Failure::invalid(format!("{shown} is not UTF-8")))
 }
 
-pub fn run(verb: &Verb, context: &Context) -> Result<Outcome> {
+pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     match verb {
+        Verb::Check(Check { disks, freeze }) => {
+            let (level, freeze) = freeze.parts()?;
+            // Nobody asks what it takes to freeze nothing.
+            let consistency = if level == Consistency::Crash { Consistency::Fs } else { level };
+            let request = FreezeCheck { disks, consistency, freeze };
+            let preview = context.client()?.call(&request)?;
+            context.output.object(&preview, "", |output| preview_text(&preview, output))?;
+        }
         Verb::Status => {
             let status = context.client()?.call(&FreezeShow {})?;
             context.output.object(&status, "", |output| text(&status, output))?;
@@ -177,6 +202,22 @@ fn text(status: &FreezeStatus, output: &Output) -> String {
     }
     let text = fields.render(output);
     if text.is_empty() { "nothing is frozen".to_owned() } else { text }
+}
+
+fn preview_text(preview: &FreezePreview, output: &Output) -> String {
+    let mut fields = Fields::new();
+    fields.add("level", preview.consistency.name());
+    for note in &preview.notes {
+        fields.add("note", note.clone());
+    }
+    for application in &preview.applications {
+        fields.add("runs", application.clone());
+    }
+    for target in &preview.targets {
+        let on = format!("{} ({} on {})", target.mount_point, target.file_system, target.device);
+        fields.add("freezes", on);
+    }
+    fields.render(output)
 }
 
 /// A report below the object that was made.

@@ -48,7 +48,7 @@ pub fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Snapshot(verb) => snapshot::run(verb, context),
         Command::Group(verb) => group::run(verb, context),
         Command::Instance(verb) => instance::run(verb, context),
-        Command::Freeze(verb) => freeze::run(&verb, context),
+        Command::Freeze(verb) => freeze::run(verb, context),
         Command::Chain(verb) => chain::run(verb, context),
         Command::Tag(verb) => tag::run(verb, context),
         Command::Pool(verb) => pool::run(verb, context),

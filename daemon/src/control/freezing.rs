@@ -17,7 +17,7 @@ use crate::engine::api::{Actor, Consistency, SnapshotSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::freeze::provider::Target;
 use crate::freeze::report::Report;
-use crate::freeze::{Options, Running, Status};
+use crate::freeze::{Options, Preview, Running, Status};
 
 pub(super) fn snapshot_create(
     services: &Services,
@@ -51,6 +51,25 @@ pub(super) fn group_create(
     }
     let (made, told) = services.freezer.group_create(engine, by, spec, level, &options)?;
     Ok(proto::GroupMade { group: group(made), freeze: Some(report(told)) })
+}
+
+pub(super) fn check(
+    services: &Services,
+    by: Actor,
+    ask: proto::FreezeCheck,
+) -> Result<proto::FreezePreview> {
+    let engine = &services.engine;
+    let (level, options) = how(by, ask.consistency, ask.freeze)?;
+    if level == Consistency::Crash {
+        return Err(Error::invalid("at the level crash nothing is frozen")
+            .hint("ask for --consistency fs or app"));
+    }
+    let disks = ask.disks.iter().map(|disk| resolve::disk(engine, disk));
+    let disks = disks.collect::<Result<Vec<_>>>()?;
+    let Preview { level, notes, targets, applications } =
+        services.freezer.check(engine, &disks, level, &options)?;
+    let targets = targets.into_iter().map(target).collect();
+    Ok(proto::FreezePreview { consistency: consistency(level), notes, targets, applications })
 }
 
 pub(super) fn show(

@@ -98,6 +98,7 @@ pub(super) fn call(
         Method::InstanceShow => ask.reply(instances::show),
         Method::InstanceSet => ask.reply(instances::set),
         Method::InstanceRemove => ask.reply(instances::remove),
+        Method::FreezeCheck => ask.serve(freezing::check),
         Method::FreezeShow => ask.serve(freezing::show),
         Method::FreezeThaw => ask.serve(freezing::thaw),
         Method::ChainList => ask.reply(chain_list),

@@ -22,8 +22,10 @@ pub mod qga;
 pub mod record;
 pub mod report;
 pub mod script;
+
 #[cfg(test)]
 mod testing;
+mod told;
 mod wire;
 
 use std::path::{Path, PathBuf};
@@ -37,7 +39,7 @@ use crate::engine::Engine;
 use crate::engine::api::{Actor, Consistency, GroupInfo, GroupSpec, SnapshotInfo, SnapshotSpec};
 use crate::engine::instances::LOCAL;
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{DiskId, SnapshotId};
+use crate::units::DiskId;
 use applications::{Applications, Sources};
 use devices::Sys;
 use discover::{DiskUse, Wanted, discover};
@@ -48,6 +50,7 @@ use provider::{Provider, Target};
 use record::Record;
 use report::{Phase, Report};
 use script::Surroundings;
+use told::{finish, told_failure};
 
 /// The tag of a snapshot whose applications stood still.
 pub const APP_TAG: &str = "APPConsistent";
@@ -60,8 +63,10 @@ pub const LIMIT_MAX: Duration = Duration::from_secs(300);
 /// The longest limit of a script: a day.
 pub const SCRIPT_LIMIT_MAX: Duration = Duration::from_secs(86_400);
 
-/// How often the start tries to thaw what is left, each time for the few seconds that the helper gives a device.
+/// How often the start tries to thaw what is left, and the pause between: for five minutes, which is longer
+/// than a daemon that was killed is away. After that `rowctl check` tells.
 const RECOVERY_TRIES: u32 = 60;
+const RECOVERY_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the configuration says.
 #[derive(Clone, Debug)]
@@ -151,6 +156,17 @@ pub struct Status {
     pub left: Option<Record>,
 }
 
+/// What a freeze would do.
+#[derive(Clone, Debug)]
+pub struct Preview {
+    /// The level it would reach.
+    pub level: Consistency,
+    pub notes: Vec<String>,
+    pub targets: Vec<Target>,
+    /// Scripts and hooks, in their order.
+    pub applications: Vec<String>,
+}
+
 /// A freeze that runs.
 #[derive(Clone, Debug)]
 pub struct Running {
@@ -166,6 +182,39 @@ impl Freezer {
     pub fn new(settings: Settings) -> Arc<Freezer> {
         let (running, closing) = (Mutex::new(Weak::new()), AtomicBool::new(false));
         Arc::new(Freezer { settings, running, closing })
+    }
+
+    /// What a freeze of these disks would freeze and whom it would tell; nothing is touched.
+    ///
+    /// # Errors
+    /// What would refuse it.
+    pub fn check(
+        &self,
+        engine: &Engine,
+        disks: &[DiskId],
+        level: Consistency,
+        options: &Options,
+    ) -> Result<Preview> {
+        let disks = disks.iter().map(|id| disk_use(engine, id)).collect::<Result<_>>()?;
+        let plan = Plan::new(level, disks, None, true);
+        let (mut applications, mut notes, mut targets) = (None, Vec::new(), Vec::new());
+        if level == Consistency::App {
+            (applications, notes) = self.applications(&plan, options, self.settings.script_limit);
+        }
+        if !options.no_freeze {
+            let own = &self.settings.own;
+            let wanted = Wanted { disks: &plan.disks, named: &options.mounts, own };
+            let members = discover(&Sys::default(), wanted)?;
+            local::helper_program()?;
+            targets = members.into_iter().map(|member| member.target).collect();
+        }
+        let level = match (&applications, options.no_freeze) {
+            (Some(_), _) => Consistency::App,
+            (None, false) => Consistency::Fs,
+            (None, true) => Consistency::Crash,
+        };
+        let applications = applications.iter().flat_map(Applications::names).collect();
+        Ok(Preview { level, notes, targets, applications })
     }
 
     /// Makes a snapshot of a disk at a level above `crash`, or at a lower one with the reason why.
@@ -401,24 +450,37 @@ impl Freezer {
         }
         let (this, engine) = (Arc::clone(self), Arc::clone(engine));
         let work = move || {
+            let mut told = false;
             for _ in 0..RECOVERY_TRIES {
                 let done = local::thaw_recorded(&this.settings.record);
                 let message = match &done {
                     Ok(()) => "thawed what an earlier daemon left frozen".to_owned(),
                     Err(error) => error.message().to_owned(),
                 };
-                if let Err(error) =
-                    engine.note(Actor::DAEMON, "freeze.recovered", "freeze", message)
+                // The first failure, and the end of it.
+                if (done.is_ok() || !told)
+                    && let Err(error) =
+                        engine.note(Actor::DAEMON, "freeze.recovered", "freeze", message)
                 {
                     tracing::error!(%error, "an event is lost");
                 }
-                if done.is_ok() || this.closing.load(Ordering::SeqCst) {
+                told = true;
+                if done.is_ok() || this.closes_within(RECOVERY_PAUSE) {
                     return;
                 }
             }
         };
         let thread = std::thread::Builder::new().name("thaw".to_owned()).spawn(work);
         thread.map(drop).map_err(|e| Error::io("start a thread", &e))
+    }
+
+    /// Waits, unless the daemon goes down.
+    fn closes_within(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        while Instant::now() < until && !self.closing.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        self.closing.load(Ordering::SeqCst)
     }
 
     /// Ends the freeze that runs and begins no other.
@@ -493,72 +555,4 @@ fn disk_use(engine: &Engine, id: &DiskId) -> Result<DiskUse> {
     let owner = engine.instance_of(id)?;
     let instance = (owner.name != LOCAL).then_some((owner.name, owner.agent));
     Ok(DiskUse { id: id.to_string(), name: info.name, pids, instance })
-}
-
-/// Records the level on the snapshots, and tells what happened.
-fn finish(
-    engine: &Engine,
-    by: Actor,
-    snapshots: &[SnapshotId],
-    mut report: Report,
-    trouble: Option<Error>,
-    label: &str,
-) -> Result<Report> {
-    let tag = match report.reached {
-        Consistency::Crash => None,
-        Consistency::Fs => Some(FS_TAG),
-        Consistency::App => Some(APP_TAG),
-    };
-    let begun = Instant::now();
-    let tagged = tag.map_or(Ok(()), |tag| {
-        let mark = |id| engine.snapshot_mark(by, id, report.reached, (tag, TAG_VALUE));
-        // All of them, also when one fails.
-        snapshots.iter().map(mark).fold(Ok(()), Result::and)
-    });
-    if tag.is_some() {
-        report.phases.push((Phase::Tag, begun.elapsed()));
-    }
-    let (wanted, reached) = (report.wanted, report.reached);
-    for note in &report.notes {
-        tracing::warn!(what = label, note, "consistency");
-    }
-    for (phase, took) in &report.phases {
-        tracing::info!(what = label, %phase, seconds = took.as_secs_f64(), "freeze phase");
-    }
-    let instant = |at: Option<SystemTime>| at.map(rfc3339).unwrap_or_default();
-    let (from, to) = (instant(report.frozen_at), instant(report.thawed_at));
-    tracing::info!(what = label, %wanted, %reached, frozen_at = from, thawed_at = to, "consistency");
-    let object = snapshots.first().map_or(label, SnapshotId::as_str);
-    let mut message = format!("{label}: level {reached}, {report}");
-    if report.frozen_at.is_some() {
-        message = format!("{message}; frozen from {from} to {to}");
-    }
-    engine.note(by, "freeze.done", object, message)?;
-    if let Some(trouble) = trouble {
-        engine.note(by, "freeze.trouble", object, trouble.message().to_owned())?;
-        return Err(kept(trouble, label));
-    }
-    tagged.map_err(|error| kept(error, label))?;
-    Ok(report)
-}
-
-/// An error that left the snapshot behind.
-fn kept(error: Error, label: &str) -> Error {
-    error.context(format!("{label} is made and kept"))
-}
-
-fn told_failure(engine: &Engine, by: Actor, error: &Error) {
-    let noted = engine.note(by, "freeze.failed", "freeze", error.message().to_owned());
-    if let Err(other) = noted {
-        tracing::warn!(%error, %other, "a freeze failed, and the event could not be kept");
-    }
-}
-
-/// With microseconds.
-fn rfc3339(at: SystemTime) -> String {
-    jiff::Timestamp::try_from(at)
-        .ok()
-        .and_then(|at| at.round(jiff::Unit::Microsecond).ok())
-        .map(|at| format!("{at:.6}"))
-        .unwrap_or_default()
 }

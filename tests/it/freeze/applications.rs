@@ -159,8 +159,17 @@ fn a_hook_that_cannot_be_used_is_skipped_and_the_others_take_part() {
     program(&dir.join("10-good"), 0o755, "echo READY; cat");
     program(&dir.join("20-writable"), 0o777, "true");
     program(&dir.join("30-old.bak"), 0o755, "true");
+    let dir = world.dir_text();
+    let check = ["freeze", "check", "db", "--consistency", "app", "--mount", &dir];
+    let preview = world.daemon.json(&check);
+    assert_eq!(
+        (&preview["consistency"], &preview["applications"]),
+        (&json!("app"), &json!(["10-good"]))
+    );
+    assert_eq!(preview["targets"][0]["mount_point"], dir);
     let snapshot = made(&world, "hooks", &[]);
     assert_eq!(level(&snapshot).0, "app");
+    assert_eq!(snapshot["freeze"]["notes"], preview["notes"]);
     let notes = snapshot["freeze"]["notes"].to_string();
     assert!(notes.contains("20-writable") && notes.contains("30-old.bak"), "{notes}");
     assert!(!notes.contains("10-good"), "{notes}");

@@ -95,6 +95,7 @@ fn what_cannot_be_frozen_is_refused_before_anything_is_touched() {
     refused(&["--mount", "/"], "on a file system to be frozen");
     refused(&["--mount", &format!("{}/lost+found", world.dir_text())], "not a mount point");
     refused(&["--mount", &format!("{}/missing", world.dir_text())], "is not there");
+    daemon.json_error(1, &["freeze", "check", "db"]);
     let status = daemon.json(&["freeze", "status"]);
     assert_eq!(status, json!({"running": null, "left": []}));
     assert_eq!(daemon.json(&["snapshot", "list"]), json!([]));

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rowd_tests::process::Daemon;
 use rowd_tests::{tool, wait};
 use serde_json::{Value, json};
 
@@ -199,6 +200,39 @@ fn rowctl_thaws_without_a_daemon() {
     let said = world.daemon.try_ctl(&["freeze", "thaw"]).ok();
     assert!(said.stdout.contains(&world.dir_text()), "{said}");
     writer.gets_through();
+    assert!(!record(&world));
+}
+
+/// The worst case: both are killed, and the frozen file system is unmounted, which the kernel allows once
+/// nobody holds it. It is still frozen when it is mounted again. The next start says so until it is thawed.
+#[test]
+fn what_was_unmounted_while_frozen_is_remembered_until_it_is_thawed() {
+    let other = Daemon::new();
+    let elsewhere = EXT4.made(&other, "elsewhere");
+    let dir = elsewhere.path().display().to_string();
+    let mut world = World::held_at(&EXT4, "freeze.frozen");
+    let making = Making::start(&world, "cut-off", &["--mount", &dir]);
+    held(&world);
+    let helper = helper(&world);
+    world.daemon.signal(Signal::SIGSTOP);
+    kill(helper, Signal::SIGKILL).unwrap();
+    world.daemon.kill();
+    drop(making);
+    let device = elsewhere.unmount();
+    let_go(&world);
+    world.daemon.start();
+    wait::until("the first try", || {
+        world.daemon.json(&["events"]).to_string().contains("mount it and thaw again").then_some(())
+    });
+    let found = world.daemon.try_ctl(&["-o", "json", "check"]).fails_with(1).json();
+    assert!(found.to_string().contains("\"frozen\""), "{found}");
+    world.daemon.try_ctl(&["doctor"]).fails_with(1).says(&["frozen file systems", "freeze thaw"]);
+    let error = world.create_fails(1, "refused", &[]);
+    assert!(error["hint"].as_str().unwrap().contains("freeze thaw"), "{error}");
+    let mounted = device.mount("noatime");
+    world.daemon.ctl(&["freeze", "thaw"]);
+    fs::write(mounted.path().join("written"), "x").unwrap();
+    world.daemon.ctl(&["check"]);
     assert!(!record(&world));
 }
 
