@@ -171,6 +171,17 @@ fn spare_from_oom() {
     }
 }
 
+/// Makes a child that is not part of the daemon, such as a user's script, as ready to be ended for want of
+/// memory as any process: it inherits that the daemon is spared.
+pub fn spare_not(child: u32) {
+    if oom_score() != Some(OOM_NEVER) {
+        return;
+    }
+    if let Err(error) = fs::write(format!("/proc/{child}/oom_score_adj"), "0") {
+        tracing::debug!(%error, child, "a child is spared when memory is short, as the daemon is");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

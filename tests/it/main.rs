@@ -18,6 +18,7 @@ mod daemon;
 mod direct;
 mod faults;
 mod filesystems;
+mod format;
 mod freeze;
 mod groups;
 mod guest_agent;

@@ -25,6 +25,8 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 
+use crate::memory;
+
 /// What runs a script that does not say what runs it.
 const SHELL: &str = "/bin/bash";
 /// Where programs look for others: nothing of the daemon's own environment is passed on.
@@ -183,6 +185,7 @@ impl Running {
             command.stdin(Stdio::null()).stderr(write.try_clone().map_err(failed)?);
         }
         let mut child = command.stdout(write).spawn().map_err(failed)?;
+        memory::spare_not(child.id());
         // The command holds the other ends of the pipes.
         drop(command);
         let pidfd = match open_pidfd(&child) {
