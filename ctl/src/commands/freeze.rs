@@ -172,14 +172,14 @@ fn thaw_alone(context: &Context) -> Result<()> {
         .hint("it takes root; the file systems of a disk answer when rowd serves it again"))
 }
 
-/// `rowd-freeze`, beside this program or where helpers go.
+/// `rowd-freeze`, beside this program or where programs of the system go.
 fn helper() -> Result<PathBuf> {
     let own = std::env::current_exe().map_err(|e| Failure::io("cannot find rowctl itself", &e))?;
     let dir = own.parent().map(PathBuf::from).unwrap_or_default();
-    let places = [dir.join("rowd-freeze"), dir.join("../libexec/rowd/rowd-freeze")];
+    let places = [dir.join("rowd-freeze"), dir.join("../sbin/rowd-freeze")];
     let found = places.into_iter().find(|place| place.is_file());
     found.ok_or_else(|| {
-        Failure::new(ErrorKind::Condition, "rowd-freeze is not installed beside rowctl")
+        Failure::new(ErrorKind::Condition, "rowd-freeze is neither beside rowctl nor in ../sbin")
             .hint("`fsfreeze --unfreeze DIR` thaws one file system")
     })
 }

@@ -468,15 +468,16 @@ fn thaw_all(members: &Arc<Vec<Member>>) -> Vec<i32> {
     ended.collect()
 }
 
-/// `rowd-freeze`, beside this program or where helpers go.
+/// `rowd-freeze`, beside this program.
 pub(super) fn helper_program() -> Result<PathBuf> {
     let own = std::env::current_exe().map_err(|e| Error::io("find the path of rowd", &e))?;
     let dir = own.parent().unwrap_or(Path::new("/"));
-    let places = [dir.join("rowd-freeze"), dir.join("../libexec/rowd/rowd-freeze")];
-    places.iter().find(|place| place.is_file()).cloned().ok_or_else(|| {
-        let message = format!("the helper is not there: {}", places[0].display());
-        Error::new(ErrorKind::Condition, message).hint("install rowd-freeze beside rowd")
-    })
+    let program = dir.join("rowd-freeze");
+    if program.is_file() {
+        return Ok(program);
+    }
+    let message = format!("the helper is not there: {}", program.display());
+    Err(Error::new(ErrorKind::Condition, message).hint("install rowd-freeze beside rowd"))
 }
 
 /// Thaws what a record names, by the helper program.
