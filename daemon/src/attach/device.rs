@@ -152,7 +152,15 @@ impl Device {
             timeout = ?*timeout,
             "a connection died; the kernel is told to be more patient"
         );
-        if let Err(error) = shop.sysfs.set_io_timeout(self.index, *timeout) {
+        // On a thread of its own: from Linux 6.12 on the write waits for the requests under way (the queue
+        // is frozen for it), and they may be waiting for the connection that the caller is to replace.
+        let (sysfs, index, timeout) = (shop.sysfs.clone(), self.index, *timeout);
+        let write = move || {
+            if let Err(error) = sysfs.set_io_timeout(index, timeout) {
+                tracing::warn!(%error, device = sysfs::path(index), "io_timeout");
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("patience".to_owned()).spawn(write) {
             tracing::warn!(%error, device = sysfs::path(self.index), "io_timeout");
         }
     }
