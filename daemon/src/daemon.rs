@@ -143,8 +143,12 @@ impl Daemon {
             }
         }
         let kept = self.server.take_kept();
-        tracing::info!(connections = kept.len(), "handed over");
-        handover::store(kept)
+        let connections = kept.len();
+        handover::store(kept)?;
+        if connections > 0 {
+            tracing::info!(connections, "handed over");
+        }
+        Ok(())
     }
 }
 
