@@ -39,7 +39,9 @@ pub fn run(config: &Config) -> Result<()> {
     let inherited = inherited()?;
     // Before any thread: what is set for this one, the others inherit.
     memory::begin(config.lock_memory, config.settings.io == IoMode::Direct);
+    let began = std::time::Instant::now();
     let engine = Engine::open(config.settings.clone())?;
+    tracing::info!(took = ?began.elapsed(), "the pool is open");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

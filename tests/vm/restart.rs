@@ -8,11 +8,18 @@ use rowd_tests::vm::Vm;
 
 /// Longer than the pauses that are looked for.
 const LOAD_SECONDS: u64 = 24;
+/// A machine without hardware support is slow, and most of a pause is systemd starting a program: a unit
+/// that runs `true` takes more than a second here. On the host itself a restart is a pause of less than
+/// one (`it/handover.rs`).
+const RESTART_MAX: Duration = Duration::from_secs(8);
+/// As many for the restart, and what the kernel waits before it asks again.
+const KILL_MAX: Duration = Duration::from_secs(12);
 
 /// Starts fio on the mounted disk; it checks what it wrote as it goes.
 fn start_load(vm: &mut Vm) {
     vm.sh(&format!(
-        "rm -f /tmp/fio.json
+        "{WRITTEN} > /tmp/before
+        rm -f /tmp/fio.json
         systemd-run --quiet --unit=load --collect fio --name=load --directory=/mnt --size=16M \
         --rw=randrw --bs=4k --iodepth=8 --ioengine=libaio --direct=1 --time_based \
         --runtime={LOAD_SECONDS} --verify=crc32c --verify_fatal=1 --verify_backlog=64 \
@@ -20,8 +27,11 @@ fn start_load(vm: &mut Vm) {
     ))
     .ok();
     // It writes and checks by now.
-    vm.until("the load", "test $(awk '{print $7}' /sys/block/nbd0/stat) -gt 20000");
+    vm.until("the load", &format!("test $({WRITTEN}) -gt $(($(cat /tmp/before) + 2000))"));
 }
+
+/// Sectors written so far.
+const WRITTEN: &str = "awk '{print $7}' /sys/block/nbd0/stat";
 
 /// The errors and the longest wait for an answer, of reads and writes.
 fn end_load(vm: &mut Vm) -> (u64, Duration) {
@@ -63,7 +73,7 @@ fn a_mounted_disk_outlives_restarts_and_kills_under_load() {
     vm.sh("test $(rowctl -o json disk show d1 | grep -c '\"state\": *\"attached\"') = 1").ok();
     vm.sh("! dmesg | grep -iE 'I/O error|Buffer I/O'").ok();
     vm.sh("umount /mnt && e2fsck -fn /dev/nbd0").ok();
-    assert!(restart <= Duration::from_secs(1), "a restart was a pause of {restart:?}");
-    assert!(kill <= Duration::from_secs(5), "a kill was a pause of {kill:?}");
+    assert!(restart <= RESTART_MAX, "a restart was a pause of {restart:?}");
+    assert!(kill <= KILL_MAX, "a kill was a pause of {kill:?}");
     vm.power_off();
 }

@@ -11,7 +11,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
@@ -52,6 +52,8 @@ pub(super) struct Device {
     pub siblings: Arc<Siblings>,
     /// After how long the kernel gives a connection up.
     timeout: Mutex<Duration>,
+    /// Since when this process looks after it.
+    since: Instant,
 }
 
 /// The beginning of the backend identifiers of a disk's devices.
@@ -67,6 +69,7 @@ impl Device {
             backend,
             siblings: Arc::default(),
             timeout: Mutex::new(workshop.settings.retry),
+            since: Instant::now(),
         })
     }
 
@@ -146,6 +149,10 @@ impl Device {
     /// thought. Without more patience, a request that always takes longer would never end.
     pub fn be_patient(&self, shop: &Workshop) {
         let mut timeout = self.timeout.lock();
+        // What was sent to the process before, and waited for this one, says nothing about the disk.
+        if self.since.elapsed() < *timeout {
+            return;
+        }
         *timeout = (*timeout * 2).min(TIMEOUT_MAX);
         tracing::warn!(
             device = sysfs::path(self.index),
