@@ -2,14 +2,10 @@
 //!
 //! Absent: freezing of file systems; what member snapshots do as snapshots (`chains.rs`, `rollback.rs`).
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
-
 use rowd_tests::client::Client;
+use rowd_tests::order::{self, Shape};
 use rowd_tests::process::{Daemon, Setup};
-use rowd_tests::tool;
+use rowd_tests::{tool, wait};
 use serde_json::{Value, json};
 
 const BLOCK: usize = 4096;
@@ -73,72 +69,15 @@ fn a_group_has_a_snapshot_of_each_disk_and_they_are_snapshots_like_any_other() {
     is(&daemon, "clone", 2);
 }
 
-/// Writes a rising number to the same block of one disk after the other, each when the one before it was
-/// answered.
-fn chain_of_writes(
-    socket: PathBuf,
-    disks: &'static [&'static str],
-    at: u64,
-    stop: Arc<AtomicBool>,
-) -> JoinHandle<u64> {
-    thread::spawn(move || {
-        let mut clients: Vec<Client> =
-            disks.iter().map(|disk| Client::connect(&socket, disk)).collect();
-        let mut number = 0u64;
-        while !stop.load(Ordering::Relaxed) {
-            number += 1;
-            let mut block = [0; BLOCK];
-            block[..8].copy_from_slice(&number.to_le_bytes());
-            for client in &mut clients {
-                client.write(at, &block);
-            }
-        }
-        number
-    })
-}
-
-fn number(socket: &Path, export: &str, at: u64) -> u64 {
-    let data = Client::connect(socket, export).read(at, 4096);
-    u64::from_le_bytes(data[..8].try_into().expect("8 bytes"))
-}
-
-/// GRP-02: a write that was sent after another was answered is in no group without the other.
+/// GRP-02: a write that was sent after another was answered is in no group without the other. `rowd-soak
+/// order` does the same for longer.
 #[test]
 fn a_group_under_load_never_has_a_write_without_the_one_before_it() {
-    const DISKS: &[&str] = &["one", "two", "three", "four"];
-    const WRITERS: u64 = 3;
-    const GROUPS: usize = 60;
-    let daemon = daemon(DISKS);
-    let stop = Arc::new(AtomicBool::new(false));
-    let places: Vec<u64> = (0..WRITERS).map(|writer| (writer + 1) * 1_048_576).collect();
-    let writers: Vec<_> = places
-        .iter()
-        .map(|at| chain_of_writes(daemon.nbd_socket(), DISKS, *at, Arc::clone(&stop)))
-        .collect();
-    for group in 0..GROUPS {
-        let name = format!("cut-{group}");
-        let mut args = vec!["group", "create"];
-        args.extend(DISKS);
-        args.extend(["--name", &name]);
-        daemon.ctl(&args);
-    }
-    stop.store(true, Ordering::Relaxed);
-    let written: u64 = writers.into_iter().map(|writer| writer.join().expect("a writer")).sum();
-    let mut moved = 0;
-    for at in &places {
-        let mut before = 0;
-        for group in 0..GROUPS {
-            let of =
-                |disk: &&str| number(&daemon.nbd_socket(), &format!("{disk}@cut-{group}"), *at);
-            let seen: Vec<u64> = DISKS.iter().map(of).collect();
-            let falls = seen.windows(2).all(|pair| pair[0] >= pair[1]);
-            assert!(falls && seen[0] - seen[3] <= 1, "group {group} at {at}: {seen:?}");
-            assert!(seen[0] >= before, "group {group} is older than the one before");
-            moved += u64::from(seen[0] > before);
-            before = seen[0];
-        }
-    }
-    assert!(moved > GROUPS as u64, "hardly anything was written between: {moved}, {written}");
+    let daemon = Daemon::new();
+    let shape = Shape { disks: 4, writers: 3, groups: 60, time: wait::PATIENCE };
+    let seen = order::run(&daemon, shape);
+    assert!(seen.moved > seen.groups, "hardly anything was written between: {seen:?}");
+    assert!(seen.groups == 60 && seen.between > 0, "{seen:?}");
 }
 
 /// GRP-19, 24: all disks go back, or those that are named.
@@ -309,7 +248,7 @@ fn a_group_that_the_device_cannot_keep_has_failed() {
     tracer.args(["-f", "-e", "trace=fdatasync", "-e", inject, "-o", "/dev/null", "-p"]);
     tracer.arg(daemon.pid().to_string()).stderr(std::fs::File::create(&said).unwrap());
     let mut tracer = tracer.spawn().expect("start strace");
-    rowd_tests::wait::until("strace holds the daemon", || {
+    wait::until("strace holds the daemon", || {
         std::fs::read_to_string(&said).is_ok_and(|text| text.contains("attached")).then_some(())
     });
     let error = daemon.json_error(4, &["group", "create", "data", "log", "--name", "evening"]);
@@ -334,7 +273,7 @@ fn a_group_that_the_device_cannot_keep_has_failed() {
 /// Connections that were dropped take a moment to be noticed.
 fn wait_alone(daemon: &Daemon, disks: &[&str]) {
     for disk in disks {
-        rowd_tests::wait::until("nobody is connected", || {
+        wait::until("nobody is connected", || {
             (daemon.json(&["disk", "show", disk])["clients"] == json!([])).then_some(())
         });
     }

@@ -7,6 +7,7 @@ pub mod client;
 pub mod crash;
 pub mod manager;
 pub mod mount;
+pub mod order;
 pub mod process;
 pub mod tool;
 pub mod vm;

@@ -155,6 +155,7 @@ fn helper_and_daemon_die(world: &mut World) {
     world.let_go();
     world.vm.sh("systemctl stop load; umount -l /srv").ok();
     world.daemon.start();
+    nothing_is_left(world);
     let making = world.begin("both-die");
     world.helpers().into_iter().for_each(|pid| kill(pid, Signal::SIGKILL).unwrap());
     world.daemon.kill();
@@ -162,7 +163,13 @@ fn helper_and_daemon_die(world: &mut World) {
     assert!(world.is_frozen());
     world.let_go();
     world.daemon.start();
-    wait::until("the thaw by the next start", || (!world.is_frozen()).then_some(()));
+    nothing_is_left(world);
+    assert!(!world.is_frozen());
+}
+
+/// Waits until the start has dealt with what the daemon before left.
+#[track_caller]
+fn nothing_is_left(world: &World) {
     wait::until("the end of the record", || {
         (world.daemon.json(&["freeze", "status"])["left"] == json!([])).then_some(())
     });
