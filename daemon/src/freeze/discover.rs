@@ -50,6 +50,8 @@ pub struct Member {
     pub dev: Dev,
     pub target: Target,
     pub directory: File,
+    /// How many file systems of the set it lies on, by loop devices.
+    pub depth: usize,
 }
 
 /// A mount and the root of the mount namespace it was seen in.
@@ -294,7 +296,7 @@ fn hold(seen: &[Seen], selected: &[Seen]) -> Result<Vec<Member>> {
             file_system: from.mount.kind.clone(),
             device: from.mount.source.display().to_string(),
         };
-        members.push(Member { dev, target, directory });
+        members.push(Member { dev, target, directory, depth: one.depth });
     }
     Ok(members)
 }

@@ -151,7 +151,8 @@ impl Local {
             _ => return refuse("does not start"),
         }
         let directories: Vec<_> = self.members.iter().map(|m| m.directory.as_fd()).collect();
-        wire::send(&self.socket, &Order::Hold, &directories)
+        let depths = self.members.iter().map(|member| member.depth).collect();
+        wire::send(&self.socket, &Order::Hold { depths }, &directories)
             .map_err(|e| system("talk to the freeze helper", e))?;
         match self.next(START_LIMIT) {
             Some(Report::Held { count }) if count == self.members.len() => Ok(()),

@@ -15,16 +15,18 @@ use serde::{Deserialize, Serialize};
 use super::kernel;
 
 /// From the daemon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// Comes with an open directory of each file system, in the order to freeze in.
-    Hold,
+    /// Comes with an open directory of each file system, and how deep each lies in others by loop devices.
+    Hold {
+        depths: Vec<usize>,
+    },
     /// Write out what can be written out before.
     Sync {
         limit_ms: u64,
     },
-    /// Freeze all, and thaw all when the limit is over.
+    /// Freeze all, the deepest first, and thaw all when the limit is over.
     Freeze {
         limit_ms: u64,
     },
@@ -124,10 +126,11 @@ mod tests {
     fn messages_arrive_whole_with_their_directories_and_the_end_is_seen() {
         let (ours, theirs) = pair().unwrap();
         let directory = std::fs::File::open("/").unwrap();
-        send(&ours, &Order::Hold, &[directory.as_fd(), directory.as_fd()]).unwrap();
+        let hold = Order::Hold { depths: vec![1, 0] };
+        send(&ours, &hold, &[directory.as_fd(), directory.as_fd()]).unwrap();
         send(&ours, &Order::Freeze { limit_ms: millis(Duration::from_secs(2)) }, &[]).unwrap();
         let (order, held) = receive::<Order>(&theirs).unwrap().unwrap();
-        assert_eq!((order, held.len()), (Order::Hold, 2));
+        assert_eq!((order, held.len()), (hold, 2));
         let held: std::fs::File = held.into_iter().next().unwrap().into();
         assert_eq!(held.metadata().unwrap().ino(), directory.metadata().unwrap().ino());
         let (order, held) = receive::<Order>(&theirs).unwrap().unwrap();

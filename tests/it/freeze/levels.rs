@@ -1,6 +1,10 @@
 //! What a snapshot at the file system level is worth, and what is refused.
 
+use std::path::PathBuf;
+
+use rowd_tests::mount::unmount;
 use rowd_tests::process::Daemon;
+use rowd_tests::tool;
 use serde_json::json;
 
 use super::world::{EXT4, Kind, Load, World, XFS, phases, seconds};
@@ -64,6 +68,44 @@ fn an_idle_file_system_is_frozen_for_milliseconds() {
     println!("cut: median {:.2} ms, worst {:.2} ms", cuts[7], cuts[14]);
     assert!(frozen[7] < 500.0, "{frozen:?}");
     assert!(cuts[7] < 50.0, "{cuts:?}");
+}
+
+/// SQL-05: a file system in an image file on a frozen one is frozen with it, and first. A second mount of the same
+/// file system is no second file system.
+#[test]
+fn a_file_system_in_an_image_is_frozen_before_the_one_that_holds_it() {
+    let world = World::new(&EXT4);
+    let (image, inner) = (world.dir().join("image"), world.daemon.file("inner"));
+    let bound = world.daemon.file("bound mount");
+    std::fs::create_dir(&inner).and_then(|()| std::fs::create_dir(&bound)).unwrap();
+    let text = |path: &std::path::Path| path.display().to_string();
+    tool::run("truncate", &["-s", "32M", &text(&image)]).ok();
+    tool::run("mkfs.ext4", &["-q", &text(&image)]).ok();
+    let _inner = Mount::new(&["-o", "loop", &text(&image)], inner.clone());
+    let _bound = Mount::new(&["--bind", &world.dir_text()], bound);
+    let made = world.create("nested", &[]);
+    let targets = made["freeze"]["targets"].as_array().expect("targets");
+    let points: Vec<_> = targets.iter().map(|one| one["mount_point"].as_str().unwrap()).collect();
+    assert_eq!(points, [&text(&inner), &world.dir_text()]);
+    std::fs::write(inner.join("written"), "x").unwrap();
+}
+
+/// A mount of this test, gone with it.
+struct Mount(PathBuf);
+
+impl Mount {
+    #[track_caller]
+    fn new(args: &[&str], point: PathBuf) -> Mount {
+        tool::run("mount", &[args, &[&point.display().to_string()]].concat()).ok();
+        Mount(point)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let done = unmount(&self.0);
+        assert!(done.code == 0 || std::thread::panicking(), "{done}");
+    }
 }
 
 /// APP-34, 35 and the level that is the default.

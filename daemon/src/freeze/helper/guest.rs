@@ -78,7 +78,7 @@ impl Guest<'_> {
                     self.freeze(Duration::from_millis(limit_ms));
                 }
                 Ok(Some(Order::Thaw)) => self.thaw_and_tell(),
-                Ok(Some(Order::Hold | Order::Sync { .. })) => {}
+                Ok(Some(Order::Hold { .. } | Order::Sync { .. })) => {}
                 Err(Errno::ETIMEDOUT) => {
                     self.tell(&GuestReport::Expired);
                     self.thaw_and_tell();

@@ -109,10 +109,16 @@ enum Aim {
     Thaw,
 }
 
+struct Member {
+    directory: Arc<OwnedFd>,
+    depth: usize,
+    state: State,
+}
+
 struct Helper {
     socket: Arc<OwnedFd>,
     events: Sender<Event>,
-    members: Vec<(Arc<OwnedFd>, State)>,
+    members: Vec<Member>,
     aim: Aim,
     deadline: Option<Instant>,
     alone: bool,
@@ -195,7 +201,7 @@ impl Helper {
                 Err(RecvTimeoutError::Disconnected) => self.alone = true,
             }
             self.settle();
-            if self.alone && self.members.iter().all(|(_, state)| *state == State::Loose) {
+            if self.alone && self.members.iter().all(|member| member.state == State::Loose) {
                 return;
             }
         }
@@ -203,9 +209,13 @@ impl Helper {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Order(Order::Hold, directories) => {
-                self.members =
-                    directories.into_iter().map(|one| (Arc::new(one), State::Loose)).collect();
+            Event::Order(Order::Hold { depths }, directories) => {
+                let member = |(directory, depth)| Member {
+                    directory: Arc::new(directory),
+                    depth,
+                    state: State::Loose,
+                };
+                self.members = directories.into_iter().zip(depths).map(member).collect();
                 self.errnos = vec![0; self.members.len()];
                 self.micros = vec![0; self.members.len()];
                 self.tell(&Report::Held { count: self.members.len() });
@@ -226,10 +236,10 @@ impl Helper {
                 self.alone = true;
                 self.thaw();
             }
-            Event::Synced(member) => self.members[member].1 = State::Loose,
+            Event::Synced(member) => self.members[member].state = State::Loose,
             Event::Froze(member, result) => self.froze(member, result),
             Event::Thawed(member, result) => {
-                self.members[member].1 = State::Loose;
+                self.members[member].state = State::Loose;
                 self.errnos[member] = result.err().map_or(0, |errno| errno as i32);
             }
         }
@@ -241,7 +251,7 @@ impl Helper {
         let pending = |state| matches!(state, State::Syncing | State::Freezing);
         match self.aim {
             Aim::Sync | Aim::Freeze => {
-                if let Some(late) = self.members.iter().position(|(_, state)| pending(*state)) {
+                if let Some(late) = self.members.iter().position(|member| pending(member.state)) {
                     self.tell(&Report::Late { member: late });
                 }
                 self.thaw();
@@ -257,7 +267,7 @@ impl Helper {
     fn froze(&mut self, member: usize, result: Result<u64, Errno>) {
         match result {
             Ok(micros) => {
-                self.members[member].1 = State::Frozen;
+                self.members[member].state = State::Frozen;
                 self.micros[member] = micros;
                 match self.aim {
                     Aim::Freeze => self.freeze_next(),
@@ -266,7 +276,7 @@ impl Helper {
                 }
             }
             Err(errno) => {
-                self.members[member].1 = State::Loose;
+                self.members[member].state = State::Loose;
                 if self.aim == Aim::Freeze {
                     self.tell(&Report::Refused { member, errno: errno as i32 });
                     self.thaw();
@@ -275,14 +285,23 @@ impl Helper {
         }
     }
 
-    /// Freezes the next one; the order matters, as one may lie inside another.
+    /// Freezes the next ones, all of one depth at a time: freezing what lies in a file of another writes to
+    /// that, and the kernel takes tens of milliseconds for each, whatever there is to write.
     fn freeze_next(&mut self) {
-        match self.members.iter().position(|(_, state)| *state == State::Loose) {
-            Some(member) => self.start(member, State::Freezing),
-            None => {
-                self.aim = Aim::Hold;
-                let micros = self.micros.clone();
-                self.tell(&Report::Frozen { micros });
+        if self.members.iter().any(|member| member.state == State::Freezing) {
+            return;
+        }
+        let loose = |member: &&Member| member.state == State::Loose;
+        let Some(depth) = self.members.iter().filter(loose).map(|member| member.depth).max() else {
+            self.aim = Aim::Hold;
+            let micros = self.micros.clone();
+            return self.tell(&Report::Frozen { micros });
+        };
+        for at in 0..self.members.len() {
+            // One may fail at once and end it all.
+            let next = loose(&&self.members[at]) && self.members[at].depth == depth;
+            if next && self.aim == Aim::Freeze {
+                self.start(at, State::Freezing);
             }
         }
     }
@@ -292,7 +311,7 @@ impl Helper {
         self.deadline = None;
         self.owes = true;
         for member in (0..self.members.len()).rev() {
-            if self.members[member].1 == State::Frozen {
+            if self.members[member].state == State::Frozen {
                 self.start(member, State::Thawing);
             }
         }
@@ -300,7 +319,7 @@ impl Helper {
 
     /// Tells the end of what it is about, once nothing is under way any more.
     fn settle(&mut self) {
-        if self.members.iter().any(|(_, state)| *state != State::Loose) {
+        if self.members.iter().any(|member| member.state != State::Loose) {
             return;
         }
         match self.aim {
@@ -320,8 +339,9 @@ impl Helper {
 
     /// Starts a call on a thread of its own.
     fn start(&mut self, member: usize, state: State) {
-        self.members[member].1 = state;
-        let (directory, events) = (Arc::clone(&self.members[member].0), self.events.clone());
+        self.members[member].state = state;
+        let (directory, events) =
+            (Arc::clone(&self.members[member].directory), self.events.clone());
         let call = move || {
             let event = match state {
                 State::Syncing => {
@@ -345,11 +365,11 @@ impl Helper {
         if let Err(error) = thread::Builder::new().stack_size(STACK_BYTES).spawn(call) {
             let errno = error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw);
             match state {
-                State::Syncing => self.members[member].1 = State::Loose,
+                State::Syncing => self.members[member].state = State::Loose,
                 State::Freezing => self.froze(member, Err(errno)),
                 // No thread to be had: thaw here, whatever it holds up.
                 State::Loose | State::Frozen | State::Thawing => {
-                    let result = thaw_patiently(&self.members[member].0);
+                    let result = thaw_patiently(&self.members[member].directory);
                     self.handle(Event::Thawed(member, result));
                 }
             }
