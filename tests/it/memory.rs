@@ -69,6 +69,28 @@ fn a_daemon_that_asks_for_it_is_kept_from_memory_pressure() {
     assert_eq!(memory(&daemon.json(&["doctor"]))["state"], verdict);
 }
 
+/// What a user's script starts, a database for example, is neither an I/O flusher nor spared.
+#[test]
+fn a_script_of_such_a_daemon_is_an_ordinary_process() {
+    let daemon = Setup::default().config(&with_mode(&locking(), IoMode::Direct)).start();
+    daemon.ctl(&["disk", "create", "data", "--size", "1MiB"]);
+    let spared = if may(SYS_RESOURCE) { -1000 } else { 0 };
+    assert_eq!(daemon.json(&["status"])["oom_score_adj"], spared);
+    let (script, told) = (daemon.file("script"), daemon.path("told"));
+    let text = format!("(sleep 0.2; cat /proc/self/oom_score_adj /proc/self/stat) > {told}\n");
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+    let script = script.display().to_string();
+    let scripts = ["--no-freeze", "--pre-script", &script, "--post-script", &script];
+    let create = ["snapshot", "create", "data", "quiet", "--consistency", "app"];
+    daemon.ctl(&[&create[..], &scripts].concat());
+    let told = fs::read_to_string(told).unwrap();
+    let (score, stat) = told.split_once('\n').unwrap();
+    let flags = stat.rsplit(')').next().unwrap().split_whitespace().nth(6).unwrap();
+    assert_eq!(score, "0");
+    assert_eq!(flags.parse::<u64>().unwrap() & IO_FLUSHER, 0, "{stat}");
+}
+
 /// A daemon without the rights says once what it lacks and what to do, and works.
 #[test]
 fn a_daemon_that_may_not_says_what_it_lacks_and_works() {

@@ -8,6 +8,7 @@
     reason = "a helper of a test may fail the test as the test itself may"
 )]
 
+mod applications;
 mod attach;
 mod boot;
 mod clients;

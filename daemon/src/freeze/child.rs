@@ -23,7 +23,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::Pid;
-use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::process::{
+    PidfdFlags, WaitId, WaitIdOptions, configure_io_flusher_behavior, is_io_flusher, pidfd_open,
+    waitid,
+};
 
 use crate::memory;
 
@@ -184,10 +187,8 @@ impl Running {
         } else {
             command.stdin(Stdio::null()).stderr(write.try_clone().map_err(failed)?);
         }
-        let mut child = command.stdout(write).spawn().map_err(failed)?;
-        memory::spare_not(child.id());
-        // The command holds the other ends of the pipes.
-        drop(command);
+        command.stdout(write);
+        let mut child = spawn_ordinary(command).map_err(failed)?;
         let pidfd = match open_pidfd(&child) {
             Ok(pidfd) => pidfd,
             Err(error) => {
@@ -408,6 +409,23 @@ impl Output {
         let over = self.tail.len().saturating_sub(TAIL_BYTES);
         self.tail.drain(..over);
     }
+}
+
+/// Starts an ordinary process. The daemon may be marked as an I/O flusher, and never to be ended when memory
+/// is short, and children inherit both; the first is a mark of threads, so it is taken off one that exists
+/// for that. The other ends of the pipes go with the command.
+fn spawn_ordinary(mut command: Command) -> io::Result<Child> {
+    let start = move || {
+        // Who may not ask cannot be marked.
+        if is_io_flusher().unwrap_or(false) {
+            configure_io_flusher_behavior(false)?;
+        }
+        let child = command.spawn()?;
+        memory::spare_not(child.id());
+        Ok(child)
+    };
+    let thread = thread::Builder::new().name("rowd-start".to_owned()).spawn(start)?;
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts it panicked")))
 }
 
 fn open_pidfd(child: &Child) -> io::Result<OwnedFd> {
