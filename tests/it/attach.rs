@@ -35,3 +35,10 @@ fn what_is_not_attached_cannot_be_detached() {
     let error = daemon.json_error(15, &["disk", "detach", "disk"]);
     assert!(error["message"].as_str().unwrap().contains("disk is not attached"), "{error}");
 }
+
+#[test]
+fn a_device_that_is_none_is_a_mistake_wherever_it_is_asked_for() {
+    let daemon = daemon();
+    let error = daemon.json_error(2, &["disk", "attach", "disk", "--device", "/dev/sda"]);
+    assert!(error["message"].as_str().unwrap().contains("is not an NBD device"), "{error}");
+}

@@ -67,7 +67,7 @@ impl Attach {
         }
         let _verbs = self.verbs.lock();
         let Some(device) = self.device_of(id) else { return Ok(()) };
-        device.resize(self.engine.attachable(id)?.size)
+        device.resize(self.engine.attachable(id)?.size, &self.shop)
     }
 
     fn pause(
@@ -103,11 +103,14 @@ impl Attach {
         let Paused { device, claim } = paused;
         let path = sysfs::path(device.index);
         self.take_on(&device);
-        let size = self.engine.attachable(&device.disk).map(|disk| disk.size).ok();
-        if let Err(error) = device.refill(size, &self.shop) {
+        if let Err(error) = device.refill(&self.shop) {
             tracing::warn!(%error, device = path, "new connections");
             self.ask_keeper(&device);
             return;
+        }
+        let disk = self.engine.attachable(&device.disk);
+        if let Err(error) = disk.and_then(|disk| device.resize(disk.size, &self.shop)) {
+            tracing::warn!(%error, device = path, "the kernel was not told the size");
         }
         if let Err(error) = claim.flush() {
             tracing::warn!(%error, device = path, "the cache was not dropped");

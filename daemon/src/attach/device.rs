@@ -98,23 +98,28 @@ impl Device {
         Ok(())
     }
 
-    /// Gives the kernel as many connections as it should have; those it has stay.
-    pub fn refill(&self, size: Option<u64>, shop: &Workshop) -> Result<()> {
+    /// Gives the kernel as many connections as it should have; those it has stay. Nothing else is asked for
+    /// in the same call: to change the size the kernel waits for the requests under way, and they may be
+    /// waiting for these connections.
+    pub fn refill(&self, shop: &Workshop) -> Result<()> {
         let missing = shop.settings.connections.saturating_sub(self.siblings.count());
         let kernels = self.serve_new(missing, shop)?;
         let sockets: Vec<BorrowedFd<'_>> = kernels.iter().map(AsFd::as_fd).collect();
         netlink::reconfigure(&netlink::Reconfigure {
             index: self.index,
             backend: &self.backend,
-            size,
+            size: None,
             dead_connection_s: Some(shop.settings.dead_connection.as_secs()),
             sockets: &sockets,
         })
         .map_err(|refusal| refused(&refusal, "give new connections to", self.index))
     }
 
-    /// Tells the kernel another size.
-    pub fn resize(&self, size: u64) -> Result<()> {
+    /// Tells the kernel the size of the disk, if it has another one. There have to be connections.
+    pub fn resize(&self, size: u64, shop: &Workshop) -> Result<()> {
+        if shop.sysfs.size(self.index).is_ok_and(|had| had == size) {
+            return Ok(());
+        }
         let change = netlink::Reconfigure {
             index: self.index,
             backend: &self.backend,

@@ -91,7 +91,7 @@ impl Attach {
             return self.lost(&device, "is gone");
         }
         // One that the kernel did not want ends at once, and is told of as any other.
-        if let Err(error) = device.refill(None, &self.shop) {
+        if let Err(error) = device.refill(&self.shop) {
             tracing::warn!(%error, device = sysfs::path(index), "will be tried again");
             wanting.insert(index);
         }

@@ -144,6 +144,7 @@ impl Attach {
     /// `InUse` when the disk or the device is attached already, `Condition` without the kernel's client,
     /// `NotPermitted` when the daemon is not root.
     pub fn attach(&self, by: Actor, id: &DiskId, wish: &Wish) -> Result<DiskInfo> {
+        let wanted = wish.device.as_deref().map(parse).transpose()?;
         let mut verbs = self.verbs.lock();
         let disk = self.engine.attachable(id)?;
         if let Some(device) = self.device_of(id) {
@@ -159,7 +160,6 @@ impl Attach {
             // From now on this host may need us to free its memory.
             Ok(()) => memory::protect(),
         }
-        let wanted = wish.device.as_deref().map(parse).transpose()?;
         let device = self.connect(&disk, wanted, wish.read_only, &mut verbs)?;
         let read_only = wish.read_only || disk.read_only;
         let record = Attachment { index: device.index, read_only, pinned: wanted.is_some() };

@@ -91,14 +91,12 @@ impl Attach {
                 tracing::warn!(%error, device = sysfs::path(index), "a connection is replaced");
             }
         }
-        // A process that died between changing the size and telling the kernel left it to us.
-        let size = self.shop.sysfs.size(index).ok().filter(|size| *size != disk.size);
         self.take_on(&device);
-        if size.is_some() || device.siblings.count() < self.shop.settings.connections {
-            device.refill(size.map(|_| disk.size), &self.shop).inspect_err(|_| {
-                self.ask_keeper(&device);
-            })?;
+        if device.siblings.count() < self.shop.settings.connections {
+            device.refill(&self.shop).inspect_err(|_| self.ask_keeper(&device))?;
         }
+        // A process that died between changing the size and telling the kernel left it to us.
+        device.resize(disk.size, &self.shop)?;
         device.tune(&self.shop);
         tracing::info!(device = sysfs::path(index), disk = disk.name, handed, "goes on");
         Ok(())

@@ -79,7 +79,13 @@ impl Sysfs {
     /// # Errors
     /// /sys cannot be written.
     pub fn set_io_timeout(&self, index: u32, timeout: Duration) -> io::Result<()> {
-        fs::write(self.of(index).join("queue/io_timeout"), timeout.as_millis().to_string())
+        let (file, wanted) =
+            (self.of(index).join("queue/io_timeout"), timeout.as_millis().to_string());
+        // Writing makes the kernel wait for all requests under way, also where nothing changes.
+        if fs::read_to_string(&file).is_ok_and(|text| text.trim() == wanted) {
+            return Ok(());
+        }
+        fs::write(file, wanted)
     }
 
     /// Has udev look at a device again: the event that the kernel sends when it connects one comes
