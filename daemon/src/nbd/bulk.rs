@@ -7,6 +7,7 @@
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
+use super::HELPERS;
 use super::budget::Buffer;
 use super::execute::{errno, send};
 use super::reply::{self, Style};
@@ -94,9 +95,12 @@ impl Session {
         self.flush_output().map(|()| true)
     }
 
-    /// Whether a processor is likely to be free for a helper.
+    /// Whether a processor is likely to be free for a helper; past the page cache, where helpers wait for
+    /// the device, whether a helper is.
     fn may_delegate(&self) -> bool {
-        self.outstanding.count() + 1 < self.common.processors
+        let uncached = self.negotiated.target.disk.is_uncached();
+        let most = if uncached { HELPERS } else { self.common.processors };
+        self.outstanding.count() + 1 < most
     }
 }
 
