@@ -73,7 +73,10 @@ fn the_files_of_a_snapshot_are_mounted_beside_the_original() {
     let mut vm = machine();
     vm.sh("mkdir -p /mnt/a /mnt/b && rowctl disk attach d1").ok();
     for kind in ["ext4", "xfs"] {
-        vm.sh(&format!("mkfs.{kind} -q /dev/nbd0 && mount /dev/nbd0 /mnt/a")).ok();
+        vm.sh(&format!(
+            "wipefs -qa /dev/nbd0 && mkfs.{kind} -q /dev/nbd0 && mount /dev/nbd0 /mnt/a"
+        ))
+        .ok();
         // The journal has the new file, the place it belongs does not yet.
         vm.sh("cp -r /etc /mnt/a/etc && sync && echo text > /mnt/a/late && sync -f /mnt/a/late")
             .ok();
@@ -81,7 +84,7 @@ fn the_files_of_a_snapshot_are_mounted_beside_the_original() {
         let told = vm.sh("rowctl -o json snapshot mount d1@dirty /mnt/b").ok().json();
         assert_eq!(told["file_system"], kind, "{told}");
         assert_eq!(vm.sh("cat /mnt/b/late").ok().stdout, "text\n");
-        vm.sh("diff -r /mnt/b/etc /mnt/a/etc && ! touch /mnt/b/x").ok();
+        vm.sh("diff -r --no-dereference /mnt/b/etc /mnt/a/etc && ! touch /mnt/b/x").ok();
         vm.sh("rowctl snapshot mount d1@dirty /mnt/b").fails_with(21).says(&["/mnt/b"]);
         vm.sh("rowctl snapshot mount --unmount /mnt/b && ! mountpoint -q /mnt/b").ok();
         vm.sh("rowctl snapshot mount --unmount /mnt/b").fails_with(20);
