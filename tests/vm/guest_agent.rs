@@ -76,6 +76,12 @@ impl World {
         found.stdout.lines().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
     }
 
+    /// Kills it, and waits until it is gone: its end of the daemon's socket is closed then.
+    fn kill_helper(&self) {
+        self.helpers().into_iter().for_each(|pid| kill(pid, Signal::SIGKILL).unwrap());
+        wait::until("the end of the helper", || self.helpers().is_empty().then_some(()));
+    }
+
     fn is_frozen(&self) -> bool {
         let mut agent = wait::until("the agent's socket", || Agent::connect(&self.agent()).ok());
         agent.is_frozen().expect("the agent's answer")
@@ -139,7 +145,7 @@ fn file_systems_of_a_machine_are_frozen_through_its_agent_and_never_stay_so() {
 /// Whoever dies, the machine is thawed.
 fn helper_and_daemon_die(world: &mut World) {
     let making = world.begin("helper-dies");
-    world.helpers().into_iter().for_each(|pid| kill(pid, Signal::SIGKILL).unwrap());
+    world.kill_helper();
     world.let_go();
     let (code, error) = ended(making);
     assert_eq!((code, &error["error"]["kind"]), (11, &json!("freeze_failed")), "{error}");
@@ -157,7 +163,7 @@ fn helper_and_daemon_die(world: &mut World) {
     world.daemon.start();
     nothing_is_left(world);
     let making = world.begin("both-die");
-    world.helpers().into_iter().for_each(|pid| kill(pid, Signal::SIGKILL).unwrap());
+    world.kill_helper();
     world.daemon.kill();
     assert_eq!(ended(making).0, 23);
     assert!(world.is_frozen());
