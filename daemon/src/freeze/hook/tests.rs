@@ -6,7 +6,7 @@ use super::super::testing::{home, owner, pids, read, runs, wait_for, wait_line, 
 use super::*;
 
 const LONG: Duration = Duration::from_secs(60);
-const SHORT: Duration = Duration::from_secs(1);
+const SHORT: Duration = Duration::from_secs(3);
 /// Quiet while its input is open, then says so.
 const GOOD: &str = "#!/bin/sh\necho hello; echo READY; cat > $D/in; echo released >> $D/log\n";
 
@@ -167,13 +167,13 @@ fn a_late_hook_is_asked_to_let_go_and_then_killed() {
     let home = home();
     let dir = home.path();
     let polite = hook(dir, "#!/bin/sh\necho NOT READY; cat; echo undone > $D/log\n");
-    let late = "did not say READY within 1 s and was ended; it said: NOT READY";
+    let late = "did not say READY within 3 s and was ended; it said: NOT READY";
     fails(polite.begin(&Surroundings::default(), SHORT), ErrorKind::FreezeScript, &[late]);
     assert_eq!(read(dir, "log"), "undone\n");
     let rude = "trap '' TERM INT\necho $$ > $D/made; sleep 1000 & echo $! >> $D/made\n\
                 mv $D/made $D/pids; wait\n";
     let rude = hook(dir, rude);
-    fails(rude.begin(&Surroundings::default(), SHORT), ErrorKind::FreezeScript, &["within 1 s"]);
+    fails(rude.begin(&Surroundings::default(), SHORT), ErrorKind::FreezeScript, &["within 3 s"]);
     let group = pids(dir, "pids");
     wait_for("the end of its group", || !group.iter().any(|pid| runs(*pid)));
 }
@@ -221,7 +221,7 @@ fn a_hook_that_does_not_release_well_is_an_error_and_ends_with_its_group() {
     fails(held.release(LONG), ErrorKind::ThawScript, &parts);
     let first = pids(dir, "pid")[0];
     let held = begin(dir, &format!("{start}trap '' TERM; wait\n"));
-    let killed = "did not let go within 1 s and was killed";
+    let killed = "did not let go within 3 s and was killed";
     fails(held.release(SHORT), ErrorKind::ThawScript, &[killed]);
     let second = pids(dir, "pid")[0];
     wait_for("the end of their children", || !runs(first) && !runs(second));

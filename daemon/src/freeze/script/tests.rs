@@ -4,8 +4,8 @@ use super::super::testing::{end, home, owner, pids, read, runs, wait_for, wait_l
 use super::*;
 
 const LONG: Duration = Duration::from_secs(60);
-/// Enough for a script to begin, little enough to wait for.
-const SHORT: Duration = Duration::from_secs(1);
+/// Enough for a script to begin on a busy machine, little enough to wait for.
+const SHORT: Duration = Duration::from_secs(3);
 
 /// A pair whose freeze script is this one.
 fn pair(dir: &Path, text: &str) -> Pair {
@@ -158,7 +158,7 @@ fn at_the_limit_the_whole_group_is_killed_whatever_it_ignores() {
                 for i in {1..50}; do sleep 1000 & echo $! >> $D/made; done\n\
                 echo begun; mv $D/made $D/pids; sleep 1000\n";
     let begun = Instant::now();
-    let parts = ["did not end within 1 s and was killed; it said: begun"];
+    let parts = ["did not end within 3 s and was killed; it said: begun"];
     let error = fails(&pair(dir, text).pre, SHORT, &parts);
     assert_eq!(error.kind(), ErrorKind::FreezeScript);
     assert!(begun.elapsed() >= SHORT && begun.elapsed() < LONG, "{:?}", begun.elapsed());
