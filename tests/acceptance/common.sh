@@ -83,8 +83,10 @@ end() { kill "$1" 2> /dev/null || :; wait "$1" 2> /dev/null || :; }
 
 clean_up() {
     local status=$? one
+    # Nothing ends this half-way, not even that nobody reads what it says.
+    set +e
     trap - EXIT
-    trap '' INT TERM
+    trap '' INT TERM PIPE
     for one in "${writers[@]}"; do end "$one"; done
     # A server on a disk that does not answer may not end when it is asked to.
     if [[ $server ]]; then { kill -QUIT "$server" && wait "$server"; } 2> /dev/null || :; fi
