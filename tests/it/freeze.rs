@@ -9,6 +9,5 @@
 mod applications;
 mod exits;
 mod levels;
-mod machine;
 mod outlive;
 mod world;

@@ -12,6 +12,7 @@ mod applications;
 mod attach;
 mod boot;
 mod clients;
+mod freeze;
 mod guest_agent;
 mod restart;
 mod service;
