@@ -14,5 +14,6 @@ mod boot;
 mod clients;
 mod freeze;
 mod guest_agent;
+mod memory;
 mod restart;
 mod service;
