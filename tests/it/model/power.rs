@@ -27,7 +27,8 @@ impl Machine {
     pub fn observe(&mut self) -> Outcome {
         let mut status = self.engine().status();
         // An operation may have gone on after a checkpoint within it: that is not certain to survive.
-        if status.durable_seq != self.image.synced.0 && status.durable_seq < status.last_seq {
+        let synced = (status.durable_seq, status.checkpoint_seq);
+        if synced != self.image.synced && status.durable_seq < status.last_seq {
             match self.reference.disks.is_empty() {
                 true => self.checkpoint()?,
                 false => self.session(0)?.lane.flush(true).map_err(text)?,
