@@ -42,3 +42,20 @@ fn a_device_that_is_none_is_a_mistake_wherever_it_is_asked_for() {
     let error = daemon.json_error(2, &["disk", "attach", "disk", "--device", "/dev/sda"]);
     assert!(error["message"].as_str().unwrap().contains("is not an NBD device"), "{error}");
 }
+
+/// Promise: a mount that fails leaves no clone behind.
+#[test]
+fn a_snapshot_that_cannot_be_mounted_leaves_nothing() {
+    let daemon = daemon();
+    if has_client() {
+        return;
+    }
+    daemon.ctl(&["snapshot", "create", "disk", "one"]);
+    let place = daemon.path("mnt");
+    std::fs::create_dir(&place).unwrap();
+    let error = daemon.json_error(1, &["snapshot", "mount", "disk@one", &place]);
+    assert!(error["hint"].as_str().unwrap().contains("modprobe nbd"), "{error}");
+    assert_eq!(daemon.json(&["disk", "list"]).as_array().map(Vec::len), Some(1));
+    let error = daemon.json_error(20, &["snapshot", "mount", "--unmount", &place]);
+    assert!(error["message"].as_str().unwrap().contains("no snapshot was mounted"), "{error}");
+}

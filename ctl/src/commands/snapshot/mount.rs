@@ -33,14 +33,15 @@ pub struct Mount {
     /// Id, disk@snapshot, or a name that only one snapshot has
     #[arg(required_unless_present = "unmount")]
     snapshot: Option<String>,
+    // Not called `dir`: that is the daemon's directory, an option of all commands.
     /// An empty directory
-    #[arg(required_unless_present = "unmount")]
-    dir: Option<PathBuf>,
+    #[arg(required_unless_present = "unmount", value_name = "DIR")]
+    place: Option<PathBuf>,
     /// Mount this partition instead of the whole disk
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=128))]
     partition: Option<u32>,
     /// Unmount what was mounted at this directory, and remove the clone
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["snapshot", "dir", "partition"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["snapshot", "place", "partition"])]
     unmount: Option<PathBuf>,
 }
 
@@ -58,7 +59,7 @@ struct Mounted<'a> {
 pub(super) fn run(args: Mount, context: &Context) -> Result<()> {
     match args {
         Mount { unmount: Some(dir), .. } => unmount(&dir, context),
-        Mount { snapshot: Some(snapshot), dir: Some(dir), partition, .. } => {
+        Mount { snapshot: Some(snapshot), place: Some(dir), partition, .. } => {
             mount(&snapshot, &dir, partition, context)
         }
         Mount { .. } => Err(Failure::invalid("a snapshot and a directory are needed")),
