@@ -157,3 +157,48 @@ fn a_device_that_hangs_is_given_up(vm: &mut Vm) {
         groups.as_array().unwrap().iter().map(|group| &group["name"]).collect();
     assert_eq!(names, [&json!("quiet"), &json!("nested")]);
 }
+
+/// The daemon is killed while a file system on a kernel device is frozen. The device waits for the daemon to come
+/// back, and so does every thaw; the service manager must not wait for those. The next start thaws.
+#[test]
+fn a_daemon_that_is_killed_while_frozen_comes_back_and_thaws() {
+    let home = tempfile::tempdir().unwrap();
+    let mut spec = Spec::default().bare();
+    for name in ["rowd-faulty", "rowctl", "rowd-freeze"] {
+        let file = home.path().join(name);
+        stripped(&tool::built(name), &file);
+        spec = spec.file(&file, &format!("/usr/local/sbin/{name}"));
+    }
+    let mut vm = spec.boot();
+    vm.sh(&format!("
+        modprobe nbd
+        systemd-run --unit=rowd --service-type=notify -p Restart=always -p RestartSec=250ms \
+            -p KillMode=process -p TimeoutStopSec=2min \
+            -p 'ExecStopPost=-/usr/local/sbin/rowd-freeze thaw --recorded /var/lib/rowd/frozen.json --limit 1' \
+            -E ROWD_HOLD_POINT=freeze.frozen:/run/hold /usr/local/sbin/rowd-faulty --dir /var/lib/rowd
+        {CTL} disk create db --size 256MiB
+        {CTL} disk attach db --device /dev/nbd0
+        mkfs.ext4 -q /dev/nbd0
+        mkdir /srv/db
+        mount /dev/nbd0 /srv/db"))
+        .ok();
+    let frozen = format!(
+        "
+        systemd-run --unit=making {CTL} snapshot create db cut-off --consistency fs
+        until [ -e /run/hold ]; do sleep 0.1; done
+        systemd-run --unit=writer touch /srv/db/written
+        sleep 1
+        systemctl is-active writer"
+    );
+    vm.sh(&frozen).ok();
+    let thawed = vm
+        .sh("
+        kill -9 $(systemctl show -P MainPID rowd)
+        begun=$(date +%s%N)
+        timeout 100 bash -c 'while systemctl is-active -q writer; do sleep 0.1; done'
+        echo thawed after $(( ($(date +%s%N) - begun) / 1000000 )) ms
+        ls /srv/db/written")
+        .ok();
+    eprintln!("{}", thawed.stdout.trim());
+    vm.until("the end of the record", "[ ! -e /var/lib/rowd/frozen.json ]");
+}
