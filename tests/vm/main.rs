@@ -14,6 +14,7 @@ mod boot;
 mod clients;
 mod freeze;
 mod guest_agent;
+mod lvm;
 mod memory;
 mod restart;
 mod service;
