@@ -25,7 +25,8 @@ use crate::units::BLOCK_BYTES;
 
 /// Blocks that [`PoolFile::read_each`] reads at once.
 const EACH_AT_ONCE: usize = 64;
-/// How long direct mode waits for the lock: transfers of a killed process hold it until they are done.
+/// How long to wait for the lock, in any mode: direct transfers of a process that was killed hold it until
+/// they are done.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 /// Between two attempts to lock.
 const LOCK_AGAIN: Duration = Duration::from_millis(5);
@@ -89,7 +90,7 @@ impl PoolFile {
             IoMode::Direct => direct::open_error(path, &error),
         })?;
         let device = file.metadata().is_ok_and(|m| m.file_type().is_block_device());
-        let file = lock(file, path, io)?;
+        let file = lock(file, path)?;
         let direct = match io {
             IoMode::Buffered => None,
             IoMode::Direct => Some(Direct::new(&file, path)?),
@@ -366,12 +367,12 @@ impl PoolFile {
 }
 
 /// Locks the pool file against other daemons.
-fn lock(mut file: File, path: &Path, io: IoMode) -> Result<Flock<File>> {
+fn lock(mut file: File, path: &Path) -> Result<Flock<File>> {
     let began = Instant::now();
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(locked) => return Ok(locked),
-            Err((back, _)) if io == IoMode::Direct && began.elapsed() < LOCK_WAIT => {
+            Err((back, _)) if began.elapsed() < LOCK_WAIT => {
                 file = back;
                 std::thread::sleep(LOCK_AGAIN);
             }
