@@ -34,7 +34,8 @@ impl World {
     fn new() -> World {
         let home = tempfile::tempdir().unwrap();
         let hold = format!("freeze.frozen:{}", home.path().join("hold").display());
-        let daemon = Setup::default().env("ROWD_HOLD_POINT", &hold).start();
+        let setup = Setup::default().program(tool::built("rowd-faulty"));
+        let daemon = setup.env("ROWD_HOLD_POINT", &hold).start();
         let agent = home.path().join("qga.sock");
         let socket = agent.display().to_string();
         daemon.ctl(&["instance", "add", "web", "--qga", &socket]);
