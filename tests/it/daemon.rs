@@ -23,7 +23,7 @@ fn disks_and_snapshots_are_there_after_a_stop_and_after_a_kill() {
 #[test]
 fn a_second_daemon_on_the_same_directory_is_refused() {
     let daemon = Daemon::new();
-    tool::finish(daemon.command().stderr(std::process::Stdio::piped())).fails_with(21);
+    tool::finish(&mut daemon.command()).fails_with(21);
     daemon.ctl(&["status"]);
 }
 

@@ -1,13 +1,19 @@
 //! Other people's programs: NBD clients, file system checkers, rowctl.
 //!
 //! Invariants: a program that is not installed fails the test and names the package; none is skipped;
-//! none outlives the call.
+//! none outlives the call: one that hangs is ended, and the test fails with what it has said.
 //! Absent: programs that stay (see `process`, `mount`).
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// What a program did.
@@ -111,21 +117,64 @@ pub fn command(program: &str) -> Command {
     command
 }
 
-/// Runs a command to its end.
+/// How long a program may take: many times what the longest takes on a busy machine.
+const LIMIT: Duration = Duration::from_secs(600);
+/// How long a program may take to clean up that was asked to end.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Runs a command to its end and collects both outputs. They are files: what it leaves in the background
+/// may keep them open.
 ///
 /// # Panics
-/// It cannot be started.
+/// It cannot be started, or does not end in time.
 #[track_caller]
 pub fn finish(command: &mut Command) -> Outcome {
+    finish_within(LIMIT, command)
+}
+
+#[track_caller]
+fn finish_within(limit: Duration, command: &mut Command) -> Outcome {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let line = words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ");
-    let output = command.output().unwrap_or_else(|e| panic!("{line}: {e}"));
-    Outcome {
+    let [stdout, stderr] = [(); 2].map(|()| tempfile::tempfile().expect("a file for an output"));
+    let append = |file: &File| Stdio::from(file.try_clone().expect("a second descriptor"));
+    command.stdout(append(&stdout)).stderr(append(&stderr));
+    let child = command.spawn().unwrap_or_else(|e| panic!("{line}: {e}"));
+    let status = wait_within(limit, child);
+    let outcome = Outcome {
         line,
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        code: status.and_then(|status| status.code()).unwrap_or(-1),
+        stdout: contents(stdout),
+        stderr: contents(stderr),
+    };
+    assert!(status.is_some(), "not at its end within {} s: {outcome}", limit.as_secs());
+    outcome
+}
+
+/// How it ended by itself. In time is before it is asked to end; one that does not do that either is killed.
+fn wait_within(limit: Duration, mut child: Child) -> Option<ExitStatus> {
+    let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+    let (sender, ended) = mpsc::channel();
+    // Nobody listens any more when not even a kill has ended it.
+    std::thread::spawn(move || drop(sender.send(child.wait())));
+    if let Ok(status) = ended.recv_timeout(limit) {
+        return Some(status.expect("wait for a child"));
     }
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        if let Err(errno) = kill(pid, signal) {
+            eprintln!("{signal} to {pid}: {errno}");
+        }
+        if ended.recv_timeout(GRACE).is_ok() {
+            break;
+        }
+    }
+    None
+}
+
+fn contents(mut file: File) -> String {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut bytes)).expect("an output");
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Runs a program with arguments to its end.
@@ -146,4 +195,21 @@ pub fn built(program: &str) -> PathBuf {
     found.unwrap_or_else(|| {
         panic!("{program} is not built: cargo build --release --workspace, or make test")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_outputs_are_collected_whatever_stays_behind() {
+        let outcome = run("bash", &["-c", "read -t 1 <> <(:) & echo out; echo err >&2; exit 3"]);
+        assert_eq!((outcome.code, &*outcome.stdout, &*outcome.stderr), (3, "out\n", "err\n"));
+    }
+
+    #[test]
+    #[should_panic(expected = "not at its end within 0 s")]
+    fn a_program_that_hangs_is_ended_and_fails_the_test() {
+        finish_within(Duration::from_millis(50), command("sleep").arg("1000"));
+    }
 }

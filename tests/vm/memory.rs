@@ -46,8 +46,9 @@ fn write_back(vm: &mut Vm) {
     vm.sh_within(LIMIT, "sync; umount /mnt/data; e2fsck -fn /dev/nbd0; mount /dev/nbd0 /mnt/data")
         .ok();
     vm.sh_within(LIMIT, &format!("fio --verify_only=1 {files}")).ok();
-    let found = vm.sh(&format!("dmesg | grep -E '{TROUBLE}' || true")).ok();
-    assert!(found.stdout.trim().is_empty(), "the kernel says\n{}", found.stdout);
+    let found =
+        vm.sh(&format!("if dmesg | grep -qE '{TROUBLE}'; then dmesg | tail -n 150; fi")).ok();
+    assert!(found.stdout.is_empty(), "the kernel says\n{}", found.stdout);
 }
 
 fn status(vm: &mut Vm) -> serde_json::Value {

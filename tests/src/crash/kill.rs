@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
@@ -294,8 +294,7 @@ impl Campaign {
     /// `rowd check` walks the killed pool, and finds nothing.
     fn check_offline(&mut self, daemon: &Daemon, round: u64) {
         let mut command = daemon.command();
-        command.env_remove("ROWD_FAIL_POINT").arg("check");
-        let outcome = tool::finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let outcome = tool::finish(command.env_remove("ROWD_FAIL_POINT").arg("check"));
         if outcome.code != 0 {
             self.fail(daemon, round, &outcome.to_string());
         }
