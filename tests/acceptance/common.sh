@@ -55,10 +55,20 @@ attach() {
 detach() {
     if [[ ${device[$1]-} ]]; then losetup --detach "${device[$1]}"; unset "device[$1]"; fi
     if [[ ${fuse[$1]-} ]]; then
-        fusermount3 -u "$home/fuse-$1"
+        release "$home/fuse-$1" || end "${fuse[$1]}"
+        # It ends by itself once it is unmounted, and must: it has writes to pass on.
         wait "${fuse[$1]}" || :
         unset "fuse[$1]"
     fi
+}
+
+# release DIRECTORY: unmounts what nbdfuse has mounted. A loop device lets go of its file a moment late.
+release() {
+    local deadline=$((SECONDS + 60))
+    until fusermount3 -u "$1" 2> "$home/busy.log"; do
+        ((SECONDS < deadline)) || { cat "$home/busy.log" >&2; return 1; }
+        tick
+    done
 }
 
 # mount_disk DISK: attaches it and mounts it at $home/DISK.
@@ -78,8 +88,16 @@ unmount_all() {
     mounted=()
 }
 
-# end PID: asks a process to end and waits until it has.
-end() { kill "$1" 2> /dev/null || :; wait "$1" 2> /dev/null || :; }
+# end PID [SIGNAL]: asks a process to end, and kills it if it has not after 20 seconds.
+end() {
+    local deadline=$((SECONDS + 20))
+    kill "-${2:-TERM}" "$1" 2> /dev/null || :
+    while kill -0 "$1" 2> /dev/null; do
+        ((SECONDS < deadline)) || kill -KILL "$1" 2> /dev/null || :
+        tick
+    done
+    wait "$1" 2> /dev/null || :
+}
 
 clean_up() {
     local status=$? one
@@ -89,7 +107,7 @@ clean_up() {
     trap '' INT TERM PIPE
     for one in "${writers[@]}"; do end "$one"; done
     # A server on a disk that does not answer may not end when it is asked to.
-    if [[ $server ]]; then { kill -QUIT "$server" && wait "$server"; } 2> /dev/null || :; fi
+    if [[ $server ]]; then end "$server" QUIT; fi
     for one in "${mounted[@]}"; do umount "$home/$one" || umount -l "$home/$one" || :; done
     for one in "${!fuse[@]}"; do detach "$one" || :; done
     if [[ $daemon ]]; then end "$daemon"; fi

@@ -37,7 +37,16 @@ attach() {
 
 detach() {
     if [[ $device ]]; then losetup --detach "$device"; device=; fi
-    if [[ $fuse ]]; then fusermount3 -u "$home/fuse"; wait "$fuse" || :; fuse=; fi
+    if [[ $fuse ]]; then
+        # A loop device lets go of its file a moment late.
+        local deadline=$((SECONDS + 60))
+        until fusermount3 -u "$home/fuse" 2> "$home/busy"; do
+            if ((SECONDS >= deadline)); then cat "$home/busy" >&2; kill "$fuse"; break; fi
+            tick
+        done
+        wait "$fuse" || :
+        fuse=
+    fi
 }
 
 mount_disk() { attach "$1"; mkdir -p "$home/mnt"; mount "$device" "$home/mnt"; }
