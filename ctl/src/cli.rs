@@ -13,7 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use rowd_proto::EXIT_CODES;
 
 use crate::commands::{
-    chain, check, disk, doctor, events, freeze, generate, group, instance, job, pool, scrub,
+    chain, check, disk, doctor, events, freeze, generate, group, image, instance, job, pool, scrub,
     snapshot, status, tag,
 };
 use crate::render::Format;
@@ -64,6 +64,9 @@ pub enum Command {
     /// Snapshots of several disks at exactly one instant
     #[command(subcommand)]
     Group(group::Verb),
+    /// Templates of disks, made of snapshots
+    #[command(subcommand, visible_alias = "images")]
+    Image(image::Verb),
     /// Who uses the disks: this host and virtual machines
     #[command(subcommand)]
     Instance(instance::Verb),
@@ -73,7 +76,7 @@ pub enum Command {
     /// All snapshots of a disk, which outlive it
     #[command(subcommand)]
     Chain(chain::Verb),
-    /// Tags of disks, snapshots, groups and instances
+    /// Tags of disks, snapshots, groups, instances and images
     #[command(subcommand)]
     Tag(tag::Verb),
     /// The pool that holds all blocks

@@ -220,6 +220,10 @@ id_type!(
     InstanceId, "i-"
 );
 id_type!(
+    /// The id of an image, `m-…`.
+    ImageId, "m-"
+);
+id_type!(
     /// The id of a job, `j-…`.
     JobId, "j-"
 );

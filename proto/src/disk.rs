@@ -15,7 +15,8 @@ pub struct DiskCreate {
     /// Bytes, a multiple of 4096. May be left out with `from`: then the size of the snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// The snapshot the disk starts as.
+    /// The snapshot the disk starts as; or an image, whose system disk it starts as, or a family of
+    /// images, which means its newest that is not deprecated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -156,6 +157,9 @@ pub struct Disk {
     pub read_only: bool,
     /// The snapshot it was made from, if any.
     pub origin: Option<Origin>,
+    /// The image it was made from, if any.
+    #[serde(default)]
+    pub image: Option<OriginImage>,
     /// Bytes of blocks only the present state of the disk holds.
     pub exclusive_bytes: u64,
     /// Bytes that read as data.
@@ -199,6 +203,14 @@ pub struct Origin {
     pub snapshot_id: String,
     /// Whether that snapshot is still there.
     pub exists: bool,
+}
+
+/// The image that a disk was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginImage {
+    pub id: String,
+    /// `null` when the image has been deleted since.
+    pub name: Option<String>,
 }
 
 /// A client that is connected to an export.

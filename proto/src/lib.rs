@@ -13,6 +13,7 @@ mod event;
 mod frame;
 mod freeze;
 mod group;
+mod image;
 mod instance;
 mod job;
 mod method;
@@ -25,7 +26,7 @@ mod time;
 pub use disk::{
     Attachment, AttachmentState, Client, Disk, DiskAttach, DiskCreate, DiskDelete, DiskDetach,
     DiskList, DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow, DiskUndo, Disks,
-    Origin, RolledBack,
+    Origin, OriginImage, RolledBack,
 };
 pub use error::{EXIT_CODES, ErrorBody, ErrorKind, ExitMeaning, exit};
 pub use event::{Event, EventsFrom, EventsList, EventsPage, EventsSubscribe};
@@ -41,6 +42,10 @@ pub use freeze::{
 pub use group::{
     Group, GroupCreate, GroupDelete, GroupDeleted, GroupList, GroupMember, GroupRollback,
     GroupRolledBack, GroupSet, GroupShow, Groups,
+};
+pub use image::{
+    Image, ImageCreate, ImageDelete, ImageDeleted, ImageDeploy, ImageDisk, ImageList, ImageRole,
+    ImageSet, ImageShow, Images,
 };
 pub use instance::{
     Instance, InstanceAdd, InstanceDisk, InstanceList, InstanceRemove, InstanceRemoved,

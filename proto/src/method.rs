@@ -14,11 +14,12 @@ use crate::{
     DiskUndo, Disks, Done, EventsFrom, EventsList, EventsPage, EventsSubscribe, FreezeCheck,
     FreezePreview, FreezeShow, FreezeStatus, FreezeThaw, Group, GroupCreate, GroupDelete,
     GroupDeleted, GroupList, GroupMade, GroupRollback, GroupRolledBack, GroupSet, GroupShow,
-    Groups, Instance, InstanceAdd, InstanceList, InstanceRemove, InstanceRemoved, InstanceSet,
-    InstanceShow, Instances, Job, JobCancel, JobList, JobShow, Jobs, PoolResize, PoolShow,
-    PoolStatus, RolledBack, ScrubStart, Snapshot, SnapshotCreate, SnapshotDelete, SnapshotDeleted,
-    SnapshotDiff, SnapshotList, SnapshotMade, SnapshotSet, SnapshotShow, Snapshots, Tagged,
-    TagsRemove, TagsSet,
+    Groups, Image, ImageCreate, ImageDelete, ImageDeleted, ImageDeploy, ImageList, ImageSet,
+    ImageShow, Images, Instance, InstanceAdd, InstanceList, InstanceRemove, InstanceRemoved,
+    InstanceSet, InstanceShow, Instances, Job, JobCancel, JobList, JobShow, Jobs, PoolResize,
+    PoolShow, PoolStatus, RolledBack, ScrubStart, Snapshot, SnapshotCreate, SnapshotDelete,
+    SnapshotDeleted, SnapshotDiff, SnapshotList, SnapshotMade, SnapshotSet, SnapshotShow,
+    Snapshots, Tagged, TagsRemove, TagsSet,
 };
 
 /// Who may call a method.
@@ -125,6 +126,12 @@ methods! {
     InstanceShow = "instance.show", Read => Instance;
     InstanceSet = "instance.set", Admin => Instance;
     InstanceRemove = "instance.remove", Admin => InstanceRemoved;
+    ImageCreate = "image.create", Admin => Image;
+    ImageList = "image.list", Read => Images;
+    ImageShow = "image.show", Read => Image;
+    ImageSet = "image.set", Admin => Image;
+    ImageDelete = "image.delete", Admin => ImageDeleted;
+    ImageDeploy = "image.deploy", Admin => Disks;
     FreezeCheck = "freeze.check", Admin => FreezePreview;
     FreezeShow = "freeze.show", Read => FreezeStatus;
     FreezeThaw = "freeze.thaw", Admin => FreezeStatus;

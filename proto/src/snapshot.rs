@@ -167,6 +167,9 @@ pub struct Snapshot {
     pub expires_at: Option<Time>,
     /// Ids of disks that were made from it and still exist.
     pub made_disks: Vec<String>,
+    /// Images that are made of it; while there are any it cannot be deleted.
+    #[serde(default)]
+    pub images: Vec<String>,
     pub tags: Tags,
     pub clients: Vec<Client>,
 }

@@ -1,7 +1,7 @@
-//! Tags on the wire: `key = value` pairs on disks, snapshots, groups and instances.
+//! Tags on the wire: `key = value` pairs on disks, snapshots, groups, instances and images.
 //!
 //! Invariants: an `object` parameter is an id, or a name: text with `@` is a snapshot, otherwise a disk
-//! of that name comes first, then a group, an instance, and a snapshot whose name no other has.
+//! of that name comes first, then a group, an instance, an image, and a snapshot whose name no other has.
 //! Absent: tags of anything else.
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,7 @@ pub enum TaggedKind {
     Snapshot,
     Group,
     Instance,
+    Image,
 }
 
 /// The object and the tags it has now.

@@ -23,6 +23,7 @@ mod freeze;
 mod groups;
 mod guest_agent;
 mod handover;
+mod images;
 mod install;
 mod instances;
 mod large;

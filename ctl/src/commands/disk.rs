@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use rowd_proto::{
     Attachment, AttachmentState, Disk, DiskAttach, DiskCreate, DiskDelete, DiskDetach, DiskList,
-    DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow, DiskUndo, LOCAL_INSTANCE,
-    RolledBack,
+    DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow, DiskUndo, ErrorKind,
+    ImageDeploy, ImageShow, LOCAL_INSTANCE, RolledBack,
 };
 
 use crate::client::Client;
@@ -18,16 +18,22 @@ use crate::error::{Outcome, Result};
 use crate::render::{self, Columns, Fields, Heading, Output};
 use rowd_proto::size::{self, Size};
 
-use super::{Context, Tag, clients, collect_tags, parse_tag};
+use super::args::About;
+use super::file::{ExportArgs, FileFormat};
+use super::{Context, clients};
 
 mod copy;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Make a disk, blank or from a snapshot
+    /// Make a disk, blank or from a snapshot or image
     #[command(after_help = "Examples:
   rowctl disk create data1 --size 20GiB
-  rowctl disk create test1 --from data1@before-upgrade --tag env=test")]
+  rowctl disk create test1 --from data1@before-upgrade --tag env=test
+  rowctl disk create vm1 --from debian-12
+  rowctl disk create vm1 --from webserver --with-data
+
+The name of a family of images means its newest image that is not deprecated.")]
     Create(Create),
     /// List all disks
     #[command(visible_alias = "ls", after_help = "Example:\n  rowctl disk list -o json")]
@@ -98,6 +104,7 @@ A device that is mounted or otherwise in use is refused, and its users are named
     /// Copy a disk or snapshot to a file
     #[command(after_help = "Examples:
   rowctl disk export data1@monday /backup/data1.img
+  rowctl disk export data1@monday /backup/data1.qcow2 --format qcow2
   rowctl disk export data1@monday - | zstd > data1.img.zst
 
 A disk is copied as it is while it is being read: no snapshot is made. Name a snapshot for
@@ -107,8 +114,10 @@ a copy of one instant. Parts that read as zeros become holes in the file.")]
     #[command(after_help = "Examples:
   rowctl disk import data1 /backup/data1.img
   rowctl disk import data1 /backup/data1.img --size 40GiB
+  rowctl disk import vm1 debian-12.qcow2 --format qcow2
 
-The disk has the size of the file, rounded up to 4096. It is deleted again if the copy fails.")]
+The disk has the size of the file, or of the disk in it, rounded up to 4096. It is deleted again
+if the copy fails. The format is never guessed: without --format every byte is taken as it is.")]
     Import(Import),
 }
 
@@ -119,14 +128,14 @@ pub struct Create {
     /// Size, as in 20GiB; may be left out with --from
     #[arg(long, required_unless_present = "from")]
     size: Option<Size>,
-    /// Start as this snapshot
-    #[arg(long, value_name = "SNAPSHOT")]
+    /// Start as this snapshot, or as the system disk of this image or family of images
+    #[arg(long, value_name = "SNAPSHOT|IMAGE")]
     from: Option<String>,
-    #[arg(long, default_value = "", hide_default_value = true)]
-    description: String,
-    /// May be given several times
-    #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
-    tags: Vec<Tag>,
+    /// Make the data disks of the image too, as NAME-data1 and so on
+    #[arg(long, requires = "from", conflicts_with = "size")]
+    with_data: bool,
+    #[command(flatten)]
+    about: About,
     /// The instance whose disk it is; left out: local, this host
     #[arg(long)]
     instance: Option<String>,
@@ -233,26 +242,13 @@ pub struct Detach {
     force: bool,
 }
 
-/// File formats of disks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum FileFormat {
-    /// The bytes of the disk, with holes for zeros
-    #[default]
-    Raw,
-}
-
 #[derive(Args, Debug)]
 pub struct Export {
     /// A disk, or disk@snapshot
     #[arg(value_name = "DISK[@SNAPSHOT]")]
     source: String,
-    /// The file to make; - is the standard output
-    file: PathBuf,
-    #[arg(long, default_value = "raw")]
-    format: FileFormat,
-    /// Replace the file if it exists
-    #[arg(long)]
-    force: bool,
+    #[command(flatten)]
+    to: ExportArgs,
 }
 
 #[derive(Args, Debug)]
@@ -261,14 +257,13 @@ pub struct Import {
     name: String,
     /// The file or block device to read
     file: PathBuf,
+    #[arg(long, default_value = "raw")]
+    format: FileFormat,
     /// Make the disk larger than the file
     #[arg(long)]
     size: Option<Size>,
-    #[arg(long, default_value = "", hide_default_value = true)]
-    description: String,
-    /// May be given several times
-    #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
-    tags: Vec<Tag>,
+    #[command(flatten)]
+    about: About,
 }
 
 pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
@@ -301,15 +296,44 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
 }
 
 fn create(args: Create, context: &Context) -> Result<()> {
-    let Create { name, size, from, description, tags, instance } = args;
-    let (size, tags) = (size.map(|size| size.0), collect_tags(tags));
+    let Create { name, size, from, with_data, about, instance } = args;
+    let (size, (description, tags)) = (size.map(|size| size.0), about.parts());
+    let mut client = context.client()?;
+    if let Some(image) = from.clone().filter(|_| with_data) {
+        let request = ImageDeploy { image, name, description, tags, instance };
+        let disks = client.call(&request)?.disks;
+        return print_all(&disks, context);
+    }
     let request = DiskCreate { name, size, from, description, tags, instance };
-    print(&context.client()?.call(&request)?, context)
+    let disk = client.call(&request)?;
+    print(&disk, context)?;
+    tell_of_data(&disk, &mut client, context)
+}
+
+/// That the image of a new disk has more disks than that.
+fn tell_of_data(disk: &Disk, client: &mut Client, context: &Context) -> Result<()> {
+    let Some(image) = &disk.image else { return Ok(()) };
+    let image = match client.call(&ImageShow { image: image.id.clone() }) {
+        // Deleted this instant.
+        Err(failure) if failure.kind() == Some(ErrorKind::NotFound) => return Ok(()),
+        image => image?,
+    };
+    let count = image.disks.len().saturating_sub(1);
+    if count > 0 {
+        context.output.remark(&format!(
+            "image {} has data disks too ({count}); --with-data makes them",
+            image.name
+        ));
+    }
+    Ok(())
 }
 
 fn list(context: &Context) -> Result<()> {
-    let disks = context.client()?.call(&DiskList {})?.disks;
-    context.output.list(&disks, |disk| disk.id.clone(), |output| table(&disks, output))
+    print_all(&context.client()?.call(&DiskList {})?.disks, context)
+}
+
+fn print_all(disks: &[Disk], context: &Context) -> Result<()> {
+    context.output.list(disks, |disk| disk.id.clone(), |output| table(disks, output))
 }
 
 fn delete(args: &Delete, context: &Context) -> Result<()> {
@@ -414,6 +438,13 @@ fn fields(disk: &Disk, output: &Output) -> String {
         disk.origin.as_ref().map(|origin| match origin.exists {
             true => origin.snapshot_id.clone(),
             false => format!("{} (deleted since)", origin.snapshot_id),
+        }),
+    );
+    fields.add_some(
+        "image",
+        disk.image.as_ref().map(|image| match &image.name {
+            Some(name) => format!("{name} ({})", image.id),
+            None => format!("{} (deleted since)", image.id),
         }),
     );
     fields.add_some("snapshots", Some(render::count(disk.snapshot_count)));

@@ -4,14 +4,17 @@
 //! typed.
 //! Absent: rules about names, sizes and states, which are the daemon's.
 
+mod args;
 pub mod chain;
 pub mod check;
 pub mod disk;
 pub mod doctor;
 pub mod events;
+mod file;
 pub mod freeze;
 pub mod generate;
 pub mod group;
+pub mod image;
 pub mod instance;
 pub mod job;
 pub mod pool;
@@ -47,6 +50,7 @@ pub fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Disk(verb) => disk::run(verb, context),
         Command::Snapshot(verb) => snapshot::run(verb, context),
         Command::Group(verb) => group::run(verb, context),
+        Command::Image(verb) => image::run(verb, context),
         Command::Instance(verb) => instance::run(verb, context),
         Command::Freeze(verb) => freeze::run(verb, context),
         Command::Chain(verb) => chain::run(verb, context),

@@ -361,6 +361,7 @@ fn fields(snapshot: &Snapshot, output: &Output) -> String {
     fields.add_some("parent", snapshot.parent.clone());
     fields.add_some("expires", snapshot.expires_at.map(|at| output.full_time(at)));
     fields.add_some("disks made", Some(snapshot.made_disks.join(", ")));
+    fields.add_some("images", Some(snapshot.images.join(", ")));
     fields.add_some("tags", Some(render::tags(&snapshot.tags)));
     fields.add_some("clients", Some(clients(&snapshot.clients)));
     fields.render(output)
@@ -426,6 +427,11 @@ fn note(snapshot: &Snapshot, output: &Output) -> String {
         0 => {}
         1 => notes.push("1 disk made from it".to_owned()),
         count => notes.push(format!("{count} disks made from it")),
+    }
+    match snapshot.images.len() {
+        0 => {}
+        1 => notes.push("in 1 image".to_owned()),
+        count => notes.push(format!("in {count} images")),
     }
     match snapshot.clients.len() {
         0 => {}

@@ -1,4 +1,4 @@
-//! `rowctl tag`: tags of disks, snapshots, groups and instances.
+//! `rowctl tag`: tags of disks, snapshots, groups, instances and images.
 //!
 //! Invariants: the result shows all tags the object has afterwards.
 //! Absent: tags of anything else.
@@ -18,7 +18,8 @@ pub enum Verb {
   rowctl tag set data1 env=test owner=ops
   rowctl tag set data1@before-upgrade keep=yes
 
-A name means a disk first, then a group, an instance, and a snapshot that no other is called.")]
+A name means a disk first, then a group, an instance, an image, and a
+snapshot that no other is called.")]
     Set(Set),
     /// Remove tags
     #[command(visible_alias = "rm", after_help = "Example:\n  rowctl tag remove data1 owner")]
@@ -27,7 +28,7 @@ A name means a disk first, then a group, an instance, and a snapshot that no oth
 
 #[derive(Args, Debug)]
 pub struct Set {
-    /// A disk, a snapshot, a group or an instance
+    /// A disk, a snapshot, a group, an instance or an image
     object: String,
     #[arg(required = true, value_name = "K=V", value_parser = parse_tag)]
     tags: Vec<Tag>,
@@ -35,7 +36,7 @@ pub struct Set {
 
 #[derive(Args, Debug)]
 pub struct Remove {
-    /// A disk, a snapshot, a group or an instance
+    /// A disk, a snapshot, a group, an instance or an image
     object: String,
     /// Keys; a value after = does not matter
     #[arg(required = true, value_name = "K[=V]")]
@@ -67,6 +68,7 @@ fn text(tagged: &Tagged) -> String {
         TaggedKind::Snapshot => "snapshot",
         TaggedKind::Group => "group",
         TaggedKind::Instance => "instance",
+        TaggedKind::Image => "image",
     };
     let tags = render::tags(&tagged.tags);
     let tags = if tags.is_empty() { "no tags" } else { &tags };

@@ -44,8 +44,8 @@ const READ_BYTES: usize = 8 << 10;
 const EVENT_WAIT: Duration = Duration::from_secs(1);
 /// The nouns this daemon has methods for, as the greeting tells them.
 const FEATURES: &[&str] = &[
-    "disk", "snapshot", "group", "instance", "freeze", "chain", "tag", "pool", "events", "job",
-    "scrub",
+    "disk", "snapshot", "group", "instance", "image", "freeze", "chain", "tag", "pool", "events",
+    "job", "scrub",
 ];
 
 /// The connection is of no further use: the client is gone or does not read.

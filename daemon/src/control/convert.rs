@@ -16,7 +16,7 @@ use crate::engine::api::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory;
-use crate::units::DiskId;
+use crate::units::{DiskId, ImageId};
 
 /// An engine error in the terms of the protocol.
 pub(super) fn error_body(error: &Error) -> ErrorBody {
@@ -62,6 +62,7 @@ pub(super) fn disk(info: DiskInfo) -> proto::Disk {
         origin: info
             .origin
             .map(|(id, exists)| proto::Origin { snapshot_id: id.to_string(), exists }),
+        image: info.image.map(|(id, name)| proto::OriginImage { id: id.to_string(), name }),
         exclusive_bytes: info.exclusive_bytes,
         mapped_bytes: info.mapped_bytes,
         snapshot_count: info.snapshot_count,
@@ -142,6 +143,7 @@ pub(super) fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
         parent: info.parent.map(|id| id.to_string()),
         expires_at: info.expires_at.map(Time::from_unix),
         made_disks: info.made_disks.iter().map(DiskId::to_string).collect(),
+        images: info.images.iter().map(ImageId::to_string).collect(),
         tags: info.tags,
         clients: info.clients.into_iter().map(client).collect(),
     }

@@ -14,14 +14,15 @@ use serde_json::{Map, Value};
 
 use crate::engine::Engine;
 use crate::engine::api::{
-    Actor, DiskChange, DiskInfo, DiskSpec, GroupInfo, InstanceInfo, SnapshotChange, SnapshotInfo,
+    Actor, DiskChange, DiskInfo, DiskSpec, GroupInfo, ImageInfo, InstanceInfo, SnapshotChange,
+    SnapshotInfo,
 };
 use crate::error::{Error, Result};
 
 use super::convert::{chain, diff_range, disk, error_body, event, job, pool_status, snapshot};
 use super::instances;
-use super::resolve::{self, Object};
-use super::{Services, attach, freezing, groups};
+use super::resolve::{self, Object, Origin};
+use super::{Services, attach, freezing, groups, images};
 
 /// Ranges in a page of a diff unless the client asks for more.
 const DIFF_PAGE_DEFAULT: u32 = 1000;
@@ -98,6 +99,12 @@ pub(super) fn call(
         Method::InstanceShow => ask.reply(instances::show),
         Method::InstanceSet => ask.reply(instances::set),
         Method::InstanceRemove => ask.reply(instances::remove),
+        Method::ImageCreate => ask.reply(images::create),
+        Method::ImageList => ask.reply(images::list),
+        Method::ImageShow => ask.reply(images::show),
+        Method::ImageSet => ask.reply(images::set),
+        Method::ImageDelete => ask.reply(images::delete),
+        Method::ImageDeploy => ask.reply(images::deploy),
         Method::FreezeCheck => ask.serve(freezing::check),
         Method::FreezeShow => ask.serve(freezing::show),
         Method::FreezeThaw => ask.serve(freezing::thaw),
@@ -159,10 +166,15 @@ fn encode<T: serde::Serialize>(reply: &T) -> Result<Value, Failure> {
 }
 
 fn disk_create(engine: &Arc<Engine>, by: Actor, ask: proto::DiskCreate) -> Result<proto::Disk> {
-    let from = ask.from.map(|name| resolve::snapshot(engine, &name)).transpose()?;
+    let (from, image) = match ask.from.map(|name| resolve::origin(engine, &name)).transpose()? {
+        None => (None, None),
+        Some(Origin::Snapshot(id)) => (Some(id), None),
+        Some(Origin::Image(id)) => (None, Some(id)),
+    };
     let instance = ask.instance.map(|name| resolve::instance(engine, &name)).transpose()?;
     let proto::DiskCreate { name, size, description, tags, .. } = ask;
-    engine.disk_create(by, DiskSpec { name, size, from, description, tags, instance }).map(disk)
+    let spec = DiskSpec { name, size, from, image, description, tags, instance };
+    engine.disk_create(by, spec).map(disk)
 }
 
 fn disk_list(engine: &Arc<Engine>, _: Actor, _: proto::DiskList) -> Result<proto::Disks> {
@@ -282,6 +294,10 @@ fn change_tags(
         Object::Group(id) => {
             let GroupInfo { id, name, tags, .. } = engine.tag_group(by, &id, set, remove)?;
             (Kind::Group, id.to_string(), name, tags)
+        }
+        Object::Image(id) => {
+            let ImageInfo { id, name, tags, .. } = engine.tag_image(by, &id, set, remove)?;
+            (Kind::Image, id.to_string(), name, tags)
         }
         Object::Instance(id) => {
             let InstanceInfo { id, name, tags, .. } = engine.tag_instance(by, &id, set, remove)?;

@@ -12,6 +12,7 @@ mod convert;
 mod freezing;
 mod groups;
 mod handlers;
+mod images;
 mod instances;
 mod peer;
 mod resolve;

@@ -7,7 +7,7 @@
 use crate::engine::Engine;
 use crate::engine::api::SnapshotInfo;
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{DiskId, GroupId, InstanceId, SnapshotId};
+use crate::units::{DiskId, GroupId, ImageId, InstanceId, SnapshotId};
 
 /// Candidates named in the message about an ambiguous name: enough to see the pattern.
 const CANDIDATES_SHOWN: usize = 4;
@@ -18,6 +18,13 @@ pub(super) enum Object {
     Snapshot(SnapshotId),
     Group(GroupId),
     Instance(InstanceId),
+    Image(ImageId),
+}
+
+/// What a disk can begin as.
+pub(super) enum Origin {
+    Snapshot(SnapshotId),
+    Image(ImageId),
 }
 
 /// The disk of that id, id prefix or name.
@@ -89,8 +96,48 @@ pub(super) fn instance(engine: &Engine, name: &str) -> Result<InstanceId> {
     })
 }
 
+/// The image of that id, id prefix or name.
+pub(super) fn image(engine: &Engine, name: &str) -> Result<ImageId> {
+    engine.find_image(name).map_err(|error| suggest_image(engine, name, error))
+}
+
+/// As `image`; a family means its newest image that is not deprecated.
+pub(super) fn image_or_family(engine: &Engine, name: &str) -> Result<ImageId> {
+    engine.find_image_or_family(name).map_err(|error| suggest_image(engine, name, error))
+}
+
+fn suggest_image(engine: &Engine, name: &str, error: Error) -> Error {
+    let names = || {
+        let images = engine.images().into_iter();
+        images.flat_map(|image| std::iter::once(image.name).chain(image.family))
+    };
+    advise(error, || closest(name, names()))
+}
+
+/// The snapshot or image that a disk is to begin as. A bare name that is both is an error.
+pub(super) fn origin(engine: &Engine, name: &str) -> Result<Origin> {
+    let image = match engine.find_image_or_family(name) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return snapshot(engine, name).map(Origin::Snapshot).map_err(|error| {
+                advise(error, || {
+                    let images = engine.images().into_iter().map(|image| image.name);
+                    closest(name, images)
+                })
+            });
+        }
+        image => image?,
+    };
+    if !name.starts_with(ImageId::PREFIX)
+        && let Some(other) = engine.snapshots(None).iter().find(|one| one.name == name)
+    {
+        return Err(Error::invalid(format!("'{name}' is an image and a snapshot"))
+            .hint(format!("the image is {image}, the snapshot {}", full_name(other))));
+    }
+    Ok(Origin::Image(image))
+}
+
 /// What a name means among all that has tags: `disk@snapshot` is a snapshot; otherwise a disk of that
-/// name comes first, then a group, an instance, and a snapshot whose name no other has.
+/// name comes first, then a group, an instance, an image, and a snapshot whose name no other has.
 pub(super) fn object(engine: &Engine, name: &str) -> Result<Object> {
     let looks_like_one = name.contains('@') || name.starts_with(SnapshotId::PREFIX);
     if looks_like_one && let Ok(found) = snapshot(engine, name) {
@@ -106,6 +153,9 @@ pub(super) fn object(engine: &Engine, name: &str) -> Result<Object> {
     }
     if let Ok(found) = engine.find_instance(name) {
         return Ok(Object::Instance(found));
+    }
+    if let Ok(found) = engine.find_image(name) {
+        return Ok(Object::Image(found));
     }
     match snapshot(engine, name) {
         Ok(found) => Ok(Object::Snapshot(found)),

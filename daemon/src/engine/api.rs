@@ -3,13 +3,16 @@
 //! Invariants: sizes are bytes, times are seconds since 1970 UTC; nothing here refers to live state.
 //! Absent: wire formats (`rowd-proto` has those) and behaviour.
 
+mod image;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::pool::file::IoMode;
-use crate::units::{DiskId, GroupId, InstanceId, JobId, SnapshotId};
+use crate::units::{DiskId, GroupId, ImageId, InstanceId, JobId, SnapshotId};
+pub use image::{ImageChange, ImageDeploy, ImageDiskInfo, ImageInfo, ImageSource, ImageSpec};
 
 /// Tags of an object: `key = value`, each key once.
 pub type Tags = BTreeMap<String, String>;
@@ -35,6 +38,8 @@ pub struct DiskSpec {
     pub size: Option<u64>,
     /// A snapshot the disk starts as.
     pub from: Option<SnapshotId>,
+    /// Instead, an image whose system disk it starts as.
+    pub image: Option<ImageId>,
     pub description: String,
     pub tags: Tags,
     /// Whose disk it is; `None` is this host.
@@ -216,6 +221,8 @@ pub struct DiskInfo {
     pub read_only: bool,
     /// The snapshot it was made from, if any, and whether that still exists.
     pub origin: Option<(SnapshotId, bool)>,
+    /// The image it was made from, and its name if it still exists.
+    pub image: Option<(ImageId, Option<String>)>,
     /// Bytes of blocks only the present state of the disk holds.
     pub exclusive_bytes: u64,
     /// Bytes the disk would read as data: everything mapped at its head.
@@ -287,6 +294,8 @@ pub struct SnapshotInfo {
     pub expires_at: Option<u64>,
     /// Disks that were made from it and still exist.
     pub made_disks: Vec<DiskId>,
+    /// Images that are made of it; while there are any it stays.
+    pub images: Vec<ImageId>,
     pub tags: Tags,
     pub clients: Vec<ClientInfo>,
 }

@@ -1,9 +1,11 @@
-//! The catalogue: which disks, snapshots, groups and instances exist, as records that the journal and the
+//! The catalogue: which disks, snapshots, groups, instances and images exist, as records that the journal and the
 //! store keep.
 //!
 //! Invariants: it changes through [`Op`]s only, which are journal records; names of disks are unique,
 //! names of snapshots are unique per disk; ids are never reused.
 //! Absent: live state such as views and clients (`engine/mod.rs`), and rules about who may do what.
+
+mod image;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -11,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::api::{Actor, Consistency, SnapshotKind, Tags};
 use crate::error::{Error, Result};
-use crate::units::{DiskId, Epoch, GroupId, InstanceId, SnapshotId, TreeId};
+use crate::units::{DiskId, Epoch, GroupId, ImageId, InstanceId, SnapshotId, TreeId};
+pub use image::{DataRecord, ImageRecord};
 
 /// Events kept; older ones go.
 const EVENTS_KEPT: usize = 10_000;
@@ -28,6 +31,9 @@ pub struct DiskRecord {
     pub read_only: bool,
     /// The snapshot it was made from.
     pub origin: Option<SnapshotId>,
+    /// The image that it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageId>,
     pub tree: TreeId,
     pub head: Epoch,
     #[serde(default)]
@@ -109,6 +115,13 @@ pub struct MemberRecord {
     pub snapshot: SnapshotId,
 }
 
+/// A disk with a new head under `parent`, nothing for an empty disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewDisk {
+    pub disk: DiskRecord,
+    pub parent: Option<Epoch>,
+}
+
 /// A head that is frozen as a snapshot; the disk goes on under the new head `head`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cut {
@@ -178,11 +191,7 @@ impl Entry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Op {
-    /// A disk with a new head under `parent` (nothing for an empty disk).
-    DiskCreate {
-        disk: DiskRecord,
-        parent: Option<Epoch>,
-    },
+    DiskCreate(NewDisk),
     /// Name, description, tags, size or switches of a disk.
     DiskUpdate {
         disk: DiskRecord,
@@ -238,6 +247,27 @@ pub enum Op {
         id: InstanceId,
         disks: Vec<DiskId>,
     },
+    /// An image, perhaps of heads that are frozen for it at this instant.
+    ImageCreate {
+        image: ImageRecord,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        cuts: Vec<Cut>,
+    },
+    /// Name, description, family, tags or state of an image.
+    ImageUpdate {
+        image: ImageRecord,
+        kind: String,
+    },
+    /// The image goes, with those of its snapshots that are named.
+    ImageDelete {
+        id: ImageId,
+        snapshots: Vec<SnapshotId>,
+    },
+    /// All disks of an image are made.
+    ImageDeploy {
+        id: ImageId,
+        disks: Vec<NewDisk>,
+    },
     /// Something happened that is told and changes nothing.
     Note {
         kind: String,
@@ -250,7 +280,7 @@ impl Op {
     #[must_use]
     pub fn event(&self) -> (&str, &str) {
         match self {
-            Op::DiskCreate { disk, .. } => ("disk.create", disk.id.as_str()),
+            Op::DiskCreate(new) => ("disk.create", new.disk.id.as_str()),
             Op::DiskUpdate { disk, kind } => (kind, disk.id.as_str()),
             Op::DiskDelete { id } => ("disk.delete", id.as_str()),
             Op::SnapshotCreate(cut) => ("snapshot.create", cut.snapshot.id.as_str()),
@@ -264,6 +294,10 @@ impl Op {
             Op::InstanceAdd { instance } => ("instance.add", instance.id.as_str()),
             Op::InstanceUpdate { instance, kind } => (kind, instance.id.as_str()),
             Op::InstanceRemove { id, .. } => ("instance.remove", id.as_str()),
+            Op::ImageCreate { image, .. } => ("image.create", image.id.as_str()),
+            Op::ImageUpdate { image, kind } => (kind, image.id.as_str()),
+            Op::ImageDelete { id, .. } => ("image.delete", id.as_str()),
+            Op::ImageDeploy { id, .. } => ("image.deploy", id.as_str()),
             Op::Note { kind, object } => (kind, object),
         }
     }
@@ -275,7 +309,9 @@ impl Op {
             Op::DiskDelete { id } => vec![id],
             Op::SnapshotCreate(cut) => vec![&cut.snapshot.disk],
             Op::Rollback { turn, .. } => vec![&turn.disk],
-            Op::GroupCreate { cuts, .. } => cuts.iter().map(|cut| &cut.snapshot.disk).collect(),
+            Op::GroupCreate { cuts, .. } | Op::ImageCreate { cuts, .. } => {
+                cuts.iter().map(|cut| &cut.snapshot.disk).collect()
+            }
             Op::GroupRollback { turns, .. } => turns.iter().map(|turn| &turn.disk).collect(),
             _ => Vec::new(),
         }
@@ -289,6 +325,7 @@ pub struct Catalogue {
     pub snapshots: BTreeMap<SnapshotId, SnapshotRecord>,
     pub groups: BTreeMap<GroupId, GroupRecord>,
     pub instances: BTreeMap<InstanceId, InstanceRecord>,
+    pub images: BTreeMap<ImageId, ImageRecord>,
     pub events: VecDeque<EventRecord>,
     pub next_tree: u32,
     names: HashMap<String, DiskId>,
@@ -307,6 +344,7 @@ impl Catalogue {
                 "snapshot" => self.put_snapshot(decode(&key, &value)?),
                 "group" => self.put_group(decode(&key, &value)?),
                 "instance" => self.put_instance(decode(&key, &value)?),
+                "image" => self.put_image(decode(&key, &value)?),
                 "event" => self.events.push_back(decode(&key, &value)?),
                 _ => {}
             }
@@ -428,6 +466,7 @@ impl Catalogue {
                 "snapshot" => self.snapshots.get(&SnapshotId::from(id)).map(encode).transpose()?,
                 "group" => self.groups.get(&GroupId::from(id)).map(encode).transpose()?,
                 "instance" => self.instances.get(&InstanceId::from(id)).map(encode).transpose()?,
+                "image" => self.images.get(&ImageId::from(id)).map(encode).transpose()?,
                 _ => {
                     let seq: u64 = id.parse().unwrap_or(0);
                     let at = seq.checked_sub(first).and_then(|at| usize::try_from(at).ok());

@@ -7,7 +7,7 @@
 
 use super::api::{Actor, ClientInfo, Consistency, DiskChange, DiskInfo, DiskSpec, Rollback, Tags};
 use super::attachments::refuse_attached;
-use super::catalogue::{DiskRecord, Kind, Op, SnapshotRecord, Turn};
+use super::catalogue::{DiskRecord, Kind, NewDisk, Op, SnapshotRecord, Turn};
 use super::names::timed_name;
 use super::{Engine, now};
 use crate::disk::lane::Lane;
@@ -28,7 +28,9 @@ impl Engine {
         let _shape = self.shape.lock();
         self.check_new_disk_name(&spec.name)?;
         let instance = spec.instance.map(|id| self.owner(&id)).transpose()?.flatten();
-        let origin = spec.from.as_ref().map(|id| self.snapshot_record(id)).transpose()?;
+        let image = spec.image.as_ref().map(|id| self.image_record(id)).transpose()?;
+        let from = image.map(|image| image.system).or(spec.from);
+        let origin = from.as_ref().map(|id| self.snapshot_record(id)).transpose()?;
         let size = disk_size(spec.size, origin.as_ref())?;
         let (tree, parent) = match &origin {
             Some(snapshot) => (snapshot.tree, Some(snapshot.node)),
@@ -36,9 +38,10 @@ impl Engine {
         };
         let head = self.tree(tree).next_epoch()?;
         let id = DiskId::random()?;
-        let message = match &spec.from {
-            Some(from) => format!("disk {} made from snapshot {from}", spec.name),
-            None => format!("disk {} made", spec.name),
+        let message = match (&spec.image, &from) {
+            (Some(image), _) => format!("disk {} made from image {image}", spec.name),
+            (None, Some(from)) => format!("disk {} made from snapshot {from}", spec.name),
+            (None, None) => format!("disk {} made", spec.name),
         };
         let disk = DiskRecord {
             id: id.clone(),
@@ -47,14 +50,15 @@ impl Engine {
             size,
             created_at: now(),
             read_only: false,
-            origin: spec.from,
+            origin: from,
+            image: spec.image,
             tree,
             head,
             tags: spec.tags,
             instance,
             attachment: None,
         };
-        self.change(by, Op::DiskCreate { disk, parent }, message)?;
+        self.change(by, Op::DiskCreate(NewDisk { disk, parent }), message)?;
         self.disk(&id)
     }
 
@@ -66,6 +70,7 @@ impl Engine {
         let _shape = self.shape.lock();
         let record = self.record(id)?;
         refuse_attached(&record, "deleted")?;
+        self.check_undo_unpinned(&record)?;
         let _alone = self.clients.exclude(id, &record.name, force)?;
         // So that the record of the deletion says that all writes of the disk are durable: its blocks are
         // freed at once, and a tail of the journal must not ask for blocks that may be used again.
@@ -218,11 +223,12 @@ impl Engine {
         let origin = match &disk.origin {
             None => None,
             Some(origin) => Some(self.snapshot_record(origin).map_err(|_| {
-                Error::new(
-                    ErrorKind::WrongState,
-                    format!("{} was made from a snapshot that is deleted", disk.name),
-                )
-                .hint("its first contents are gone; roll it back to a snapshot of its own")
+                let what = match &disk.image {
+                    Some(image) => format!("image {image}, whose snapshot is deleted"),
+                    None => "a snapshot that is deleted".to_owned(),
+                };
+                Error::new(ErrorKind::WrongState, format!("{} was made from {what}", disk.name))
+                    .hint("its first contents are gone; roll it back to a snapshot of its own")
             })?),
         };
         let message = format!("disk {} returned to its first contents", disk.name);
@@ -331,7 +337,7 @@ fn disk_size(asked: Option<u64>, origin: Option<&SnapshotRecord>) -> Result<u64>
     check_size(size).map(|()| size)
 }
 
-fn check_size(size: u64) -> Result<()> {
+pub(super) fn check_size(size: u64) -> Result<()> {
     if size == 0 || !size.is_multiple_of(BLOCK_SIZE) {
         return Err(Error::invalid(format!("a disk of {size} bytes: not a multiple of 4096"))
             .hint(format!("{} would do", size.max(1).next_multiple_of(BLOCK_SIZE))));

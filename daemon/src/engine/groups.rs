@@ -115,6 +115,7 @@ impl Engine {
         let mut snapshots = Vec::new();
         for member in &group.members {
             let Ok(snapshot) = self.snapshot_record(&member.snapshot) else { continue };
+            self.check_unpinned(&snapshot)?;
             self.check_unused(&snapshot, force)?;
             alone.push(self.clients.exclude_snapshot(&snapshot.id, &snapshot.name, force)?);
             snapshots.push(snapshot.id);
@@ -342,7 +343,7 @@ impl Engine {
     }
 
     /// The epochs of new heads of these disks, of which several may be of one tree.
-    fn new_heads(&self, disks: &[DiskRecord]) -> Result<Vec<Epoch>> {
+    pub(super) fn new_heads(&self, disks: &[DiskRecord]) -> Result<Vec<Epoch>> {
         let mut given: BTreeMap<TreeId, u32> = BTreeMap::new();
         let mut heads = Vec::with_capacity(disks.len());
         for disk in disks {

@@ -240,6 +240,10 @@ impl Engine {
             let exists = catalogue.snapshots.contains_key(&id);
             (id, exists)
         });
+        let image = record.image.map(|id| {
+            let name = catalogue.images.get(&id).map(|image| image.name.clone());
+            (id, name)
+        });
         Ok(DiskInfo {
             clients: self.clients.of(&Subject::Disk(record.id.clone())),
             id: record.id,
@@ -249,6 +253,7 @@ impl Engine {
             created_at: record.created_at,
             read_only: record.read_only,
             origin,
+            image,
             exclusive_bytes,
             mapped_bytes: mapped * BLOCK_SIZE,
             snapshot_count: kept,
@@ -271,6 +276,7 @@ impl Engine {
         Ok(SnapshotInfo {
             clients: self.clients.of(&Subject::Snapshot(record.id.clone())),
             made_disks: catalogue.made_from(&record.id),
+            images: catalogue.images_with(&record.id).iter().map(|one| one.id.clone()).collect(),
             disk_name: catalogue.disks.get(&record.disk).map(|disk| disk.name.clone()),
             id: record.id,
             name: record.name,

@@ -17,6 +17,7 @@ mod diff;
 mod disks;
 mod exports;
 pub mod groups;
+pub mod images;
 mod info;
 pub mod instances;
 mod jobs;
@@ -45,7 +46,7 @@ use crate::pool::file::IoMode;
 use crate::pool::journal::{HEADER_BYTES, Kind, MAX_RECORD};
 use crate::units::{DiskId, Lba, Pbn, SnapshotId, TreeId};
 use api::{Actor, ScrubReport};
-use catalogue::{Catalogue, Cut, DiskRecord, Entry, Op, SnapshotRecord, Turn};
+use catalogue::{Catalogue, Cut, DiskRecord, Entry, NewDisk, Op, SnapshotRecord, Turn};
 pub use clients::{ClientGuard, Hangup};
 pub use disks::TAGS_MAX;
 pub use exports::Target;
@@ -210,10 +211,13 @@ impl Engine {
             began.elapsed()
         };
         match entry.op {
-            Op::SnapshotCreate(_) | Op::GroupCreate { .. } => {
+            Op::SnapshotCreate(_) | Op::GroupCreate { .. } | Op::ImageCreate { .. } => {
                 faults::fail_point("snapshot.journaled");
-                // What a writer may have waited for the cut, without the sync that follows.
-                tracing::info!(disks = heads.len(), held_us = held.as_micros(), "cut");
+                // What a writer may have waited for the cut, without the sync that follows. An image of
+                // snapshots cuts nothing.
+                if !heads.is_empty() {
+                    tracing::info!(disks = heads.len(), held_us = held.as_micros(), "cut");
+                }
             }
             Op::Rollback { .. } | Op::GroupRollback { .. } => {
                 faults::fail_point("rollback.journaled");
@@ -247,12 +251,7 @@ impl Engine {
     ) -> Result<()> {
         catalogue.add_event(entry);
         match op {
-            Op::DiskCreate { disk, parent } => {
-                let tree = self.tree(disk.tree);
-                tree.add(disk.head, parent);
-                self.go_live(&disk, &tree);
-                catalogue.put_disk(disk);
-            }
+            Op::DiskCreate(disk) => self.apply_new_disk(catalogue, disk),
             Op::DiskUpdate { disk, .. } => {
                 if let Some(live) = self.disks.read().get(&disk.id) {
                     live.set_size(disk.size);
@@ -290,9 +289,30 @@ impl Engine {
                     catalogue.put_disk(disk);
                 }
             }
+            Op::ImageCreate { image, cuts } => {
+                self.apply_cuts(catalogue, cuts, heads)?;
+                catalogue.put_image(image);
+            }
+            Op::ImageUpdate { image, .. } => catalogue.put_image(image),
+            Op::ImageDelete { id, snapshots } => {
+                known(catalogue.remove_image(&id))?;
+                for snapshot in snapshots {
+                    self.apply_snapshot_delete(catalogue, &snapshot)?;
+                }
+            }
+            Op::ImageDeploy { disks, .. } => {
+                disks.into_iter().for_each(|disk| self.apply_new_disk(catalogue, disk));
+            }
             Op::Note { .. } => {}
         }
         Ok(())
+    }
+
+    fn apply_new_disk(&self, catalogue: &mut Catalogue, NewDisk { disk, parent }: NewDisk) {
+        let tree = self.tree(disk.tree);
+        tree.add(disk.head, parent);
+        self.go_live(&disk, &tree);
+        catalogue.put_disk(disk);
     }
 
     fn apply_cuts(

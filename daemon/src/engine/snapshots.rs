@@ -63,6 +63,7 @@ impl Engine {
     pub fn snapshot_delete(&self, by: Actor, id: &SnapshotId, force: bool) -> Result<u64> {
         let _shape = self.shape.lock();
         let snapshot = self.snapshot_record(id)?;
+        self.check_unpinned(&snapshot)?;
         self.check_unused(&snapshot, force)?;
         let _alone = self.clients.exclude_snapshot(id, &snapshot.name, force)?;
         let freed = self.exclusive_bytes(snapshot.tree, snapshot.node)?;
@@ -130,11 +131,17 @@ impl Engine {
         let at = now();
         let due: Vec<SnapshotRecord> = {
             let catalogue = self.catalogue.read();
-            let due = |s: &&SnapshotRecord| s.expires_at.is_some_and(|end| end <= at);
+            let due = |s: &&SnapshotRecord| {
+                s.expires_at.is_some_and(|end| end <= at) && catalogue.images_with(&s.id).is_empty()
+            };
             catalogue.snapshots.values().filter(due).cloned().collect()
         };
         for snapshot in due {
             let _shape = self.shape.lock();
+            if self.check_unpinned(&snapshot).is_err() {
+                // An image was made of it this instant: it goes after the image.
+                continue;
+            }
             // Held until the snapshot is gone, or a client could open it between.
             let alone = self.clients.exclude_snapshot(&snapshot.id, &snapshot.name, false);
             if alone.is_err() {

@@ -34,7 +34,8 @@ const BACKLOG_MAX: u64 = 50;
 fn make(engine: &Engine, name: &str, from: Option<SnapshotId>) -> Result<DiskId, String> {
     let size = from.is_none().then_some(BLOCKS * BLOCK_SIZE);
     let (description, tags) = (String::new(), Tags::new());
-    let spec = DiskSpec { name: name.to_owned(), size, from, description, tags, instance: None };
+    let name = name.to_owned();
+    let spec = DiskSpec { name, size, from, description, tags, ..DiskSpec::default() };
     Ok(engine.disk_create(BY, spec).map_err(text)?.id)
 }
 

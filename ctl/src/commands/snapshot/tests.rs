@@ -29,6 +29,7 @@ fn snapshot(name: &str) -> Snapshot {
         parent: None,
         expires_at: None,
         made_disks: Vec::new(),
+        images: Vec::new(),
         tags: Tags::new(),
         clients: Vec::new(),
     }
