@@ -7,6 +7,7 @@
 mod compare;
 mod data;
 mod groups;
+mod images;
 pub mod machine;
 pub mod op;
 mod power;

@@ -51,7 +51,8 @@ impl Machine {
             let name = format!("{}@{}", snapshot.disk, snapshot.name);
             self.compare_export(&name, reference, snapshot.node, snapshot.size)?;
         }
-        self.compare_groups(reference)
+        self.compare_groups(reference)?;
+        self.compare_images(reference)
     }
 
     fn compare_export(

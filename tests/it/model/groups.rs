@@ -41,7 +41,7 @@ impl Reference {
 }
 
 /// Those whose bit is set, or the first.
-fn masked<T: Clone>(all: &[T], mask: u8) -> Vec<T> {
+pub fn masked<T: Clone>(all: &[T], mask: u8) -> Vec<T> {
     let set = |at: &usize| mask >> (at % 8) & 1 == 1;
     let chosen: Vec<T> = (0..all.len()).filter(set).map(|at| all[at].clone()).collect();
     if chosen.is_empty() { all.iter().take(1).cloned().collect() } else { chosen }
@@ -58,7 +58,7 @@ impl Machine {
             return self.delete_group(0, true);
         }
         if self.reference.snapshots.len() + disks.len() > SNAPSHOTS_MAX {
-            return self.delete_snapshot(0, true);
+            return self.shed();
         }
         let full = disks.iter().any(|disk| self.reference.manual_snapshots(disk) >= QUOTA);
         let name = Some(self.new_name());
@@ -86,7 +86,10 @@ impl Machine {
         let from_it = |id: &SnapshotId| left.contains(id);
         let made =
             self.reference.disks.iter().any(|disk| disk.origin.as_ref().is_some_and(from_it));
+        let pinned = left.iter().any(|id| self.reference.pinned(id));
         match self.engine().group_delete(BY, &id, force) {
+            Ok(_) if pinned => Err("a group took a snapshot of an image with it".to_owned()),
+            Err(error) if error.kind() == ErrorKind::InUse && pinned => Ok(()),
             Ok(_) if made && !force => Err("a group with clones went without force".to_owned()),
             Ok(count) => {
                 equal("snapshots that went", count, left.len() as u64)?;
@@ -113,7 +116,7 @@ impl Machine {
         let all: Vec<DiskId> = members.iter().map(|(disk, _)| disk.clone()).collect();
         let chosen = if disks.is_empty() { all } else { disks.clone() };
         if self.reference.snapshots.len() + 2 * chosen.len() > SNAPSHOTS_MAX + 4 {
-            return self.delete_snapshot(0, true);
+            return self.shed();
         }
         let refusal = self.refusal(&members, &disks, &chosen, first, busy);
         if refusal.is_none() {

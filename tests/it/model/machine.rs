@@ -26,7 +26,7 @@ pub const POOL_BLOCKS: u64 = 640;
 pub const SEGMENT_BLOCKS: u64 = 64;
 /// Manual snapshots a disk may have.
 pub const QUOTA: usize = 6;
-const DISKS_MAX: usize = 4;
+pub const DISKS_MAX: usize = 4;
 pub const SNAPSHOTS_MAX: usize = 14;
 /// Leaves that may be dirty without a checkpoint, less what one operation adds.
 const DIRTY_MAX: u64 = 40;
@@ -140,6 +140,11 @@ impl Machine {
             Op::ReturnToGroup { group, disks, first, busy } => {
                 self.return_to_group(*group, *disks, *first, *busy)
             }
+            Op::Image { snapshots } => self.make_image(*snapshots),
+            Op::DeleteImage { image, snapshots, force } => {
+                self.delete_image(*image, *snapshots, *force)
+            }
+            Op::Deploy { image } => self.deploy(*image),
             Op::Checkpoint => self.checkpoint(),
             Op::ReclaimStep { leaves, steps } => self.reclaim(*leaves, *steps),
             Op::ReclaimAll => self.engine().reclaim_all().map_err(text),
@@ -244,7 +249,7 @@ impl Machine {
     fn snapshot(&mut self, disk: u8) -> Outcome {
         let Some(disk) = self.disk(disk) else { return Ok(()) };
         if self.reference.snapshots.len() >= SNAPSHOTS_MAX {
-            return self.delete_snapshot(0, true);
+            return self.shed();
         }
         let (id, name) = (self.reference.disks[disk].id.clone(), self.new_name());
         let manual = self.reference.snapshots.iter().filter(|s| s.disk == id && !s.undo).count();
@@ -270,7 +275,10 @@ impl Machine {
         let Some(at) = self.pick_snapshot(snapshot) else { return Ok(()) };
         let id = self.reference.snapshots[at].id.clone();
         let made = self.reference.disks.iter().any(|disk| disk.origin.as_ref() == Some(&id));
+        let pinned = self.reference.pinned(&id);
         match self.engine().snapshot_delete(BY, &id, force) {
+            Ok(_) if pinned => Err("a snapshot of an image went".to_owned()),
+            Err(error) if error.kind() == ErrorKind::InUse && pinned => Ok(()),
             Ok(_) if made && !force => Err("a snapshot with clones went without force".to_owned()),
             Ok(_) => {
                 self.reference.delete_snapshot(at);
@@ -288,6 +296,10 @@ impl Machine {
             return refused(self.engine().disk_delete(BY, &id, false));
         }
         self.sessions.remove(&id);
+        let undo = self.reference.snapshots.iter().filter(|s| s.undo && s.disk == id);
+        if undo.into_iter().any(|s| self.reference.pinned(&s.id)) {
+            return refused(self.engine().disk_delete(BY, &id, true));
+        }
         self.engine().disk_delete(BY, &id, false).map_err(text)?;
         self.reference.delete_disk(at);
         Ok(())

@@ -9,6 +9,8 @@ use std::rc::Rc;
 
 use rowd::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, ByteRange, DiskId, GroupId, SnapshotId};
 
+use super::images::Image;
+
 pub type NodeId = u64;
 
 /// A block that takes space.
@@ -68,6 +70,8 @@ pub struct Reference {
     pub disks: Vec<Disk>,
     pub snapshots: Vec<Snapshot>,
     pub groups: Vec<Group>,
+    /// In the order in which they were made.
+    pub images: Vec<Image>,
     next: u64,
 }
 
