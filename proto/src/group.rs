@@ -5,83 +5,60 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::params::params;
 use crate::{Consistency, FreezeOptions, RolledBack, Snapshot, Tags, Time};
 
-/// Makes snapshots of several disks at exactly one instant.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GroupCreate {
-    /// At most 16, of 32 TiB together, with those of the instances.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub disks: Vec<String>,
-    /// All disks of these instances.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub instances: Vec<String>,
-    /// Disks of the instances that are left out; an empty text names none.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub exclude: Vec<String>,
-    /// Also the name of each member snapshot. Left out: a name made from the time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// Of every member.
-    #[serde(default)]
-    pub consistency: Consistency,
-    /// How to freeze; only for levels above `crash`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub freeze: Option<FreezeOptions>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub description: String,
-    #[serde(default, skip_serializing_if = "Tags::is_empty")]
-    pub tags: Tags,
-}
+params! {
+    /// Makes snapshots of several disks at exactly one instant.
+    GroupCreate {
+        /// At most 16, of 32 TiB together, with those of the instances.
+        disks: Vec<String> = default,
+        /// All disks of these instances.
+        instances: Vec<String> = default,
+        /// Disks of the instances that are left out; an empty text names none.
+        exclude: Vec<String> = default,
+        /// Also the name of each member snapshot. Left out: a name made from the time.
+        name?: String,
+        /// Of every member.
+        consistency: Consistency = default,
+        /// How to freeze; only for levels above `crash`.
+        freeze?: FreezeOptions,
+        description: String = default,
+        tags: Tags = default,
+    }
 
-/// Lists groups, oldest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GroupList {}
+    /// Lists groups, oldest first.
+    GroupList {}
 
-/// Describes one group.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GroupShow {
-    pub group: String,
-}
+    /// Describes one group.
+    GroupShow {
+        group: String,
+    }
 
-/// Changes properties of a group; those left out stay. Its snapshots keep their names.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GroupSet {
-    pub group: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub description: Option<String>,
-}
+    /// Changes properties of a group; those left out stay. Its snapshots keep their names.
+    GroupSet {
+        group: String,
+        name?: String,
+        description?: String,
+    }
 
-/// Deletes a group with its snapshots.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GroupDelete {
-    pub group: String,
-    /// Delete it although disks were made from a member or clients read one.
-    #[serde(default)]
-    pub force: bool,
-}
+    /// Deletes a group with its snapshots.
+    GroupDelete {
+        group: String,
+        /// Delete it although disks were made from a member or clients read one.
+        force: bool = default,
+    }
 
-/// Returns disks of a group to its instant. All of them go back, or none.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GroupRollback {
-    pub group: String,
-    /// Only these; left out: all.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub disks: Vec<String>,
-    /// Disconnect clients.
-    #[serde(default)]
-    pub force: bool,
-    /// Make a group of this name of the same disks first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub group_first: Option<String>,
+    /// Returns disks of a group to its instant. All of them go back, or none.
+    GroupRollback {
+        group: String,
+        /// Only these; left out: all.
+        disks: Vec<String> = default,
+        /// Disconnect clients.
+        force: bool = default,
+        /// Make a group of this name of the same disks first.
+        group_first?: String,
+    }
 }
 
 /// The reply to `group.list`.

@@ -6,94 +6,68 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::params::params;
 use crate::{Tags, Time};
 
-/// Makes an image, of snapshots or of the present of an instance.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImageCreate {
-    pub name: String,
-    /// The snapshot of the system disk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from: Option<String>,
-    /// Snapshots of data disks.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub data: Vec<String>,
-    /// Instead of snapshots: an instance, whose disks are all snapshotted at this instant.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instance: Option<String>,
-    /// The system disk of the instance; may be left out where it has one disk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub system: Option<String>,
-    /// Bytes of further data disks that begin empty.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub blank: Vec<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub family: Option<String>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub description: String,
-    #[serde(default, skip_serializing_if = "Tags::is_empty")]
-    pub tags: Tags,
-}
+params! {
+    /// Makes an image, of snapshots or of the present of an instance.
+    ImageCreate {
+        name: String,
+        /// The snapshot of the system disk.
+        from?: String,
+        /// Snapshots of data disks.
+        data: Vec<String> = default,
+        /// Instead of snapshots: an instance, whose disks are all snapshotted at this instant.
+        instance?: String,
+        /// The system disk of the instance; may be left out where it has one disk.
+        system?: String,
+        /// Bytes of further data disks that begin empty.
+        blank: Vec<u64> = default,
+        family?: String,
+        description: String = default,
+        tags: Tags = default,
+    }
 
-/// Lists images, oldest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImageList {}
+    /// Lists images, oldest first.
+    ImageList {}
 
-/// Describes one image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImageShow {
-    /// Also a family.
-    pub image: String,
-}
+    /// Describes one image.
+    ImageShow {
+        /// Also a family.
+        image: String,
+    }
 
-/// Changes properties of an image; those left out stay.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImageSet {
-    pub image: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub description: Option<String>,
-    /// An empty text takes it out of its family.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub family: Option<String>,
-    /// Its family no longer means it, or may mean it again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub deprecated: Option<bool>,
-}
+    /// Changes properties of an image; those left out stay.
+    ImageSet {
+        image: String,
+        name?: String,
+        description?: String,
+        /// An empty text takes it out of its family.
+        family?: String,
+        /// Its family no longer means it, or may mean it again.
+        deprecated?: bool,
+    }
 
-/// Deletes an image. Disks that were made from it stay whole.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImageDelete {
-    pub image: String,
-    /// Its snapshots too; without it they stay.
-    #[serde(default)]
-    pub snapshots: bool,
-    /// Delete the snapshots although disks were made from them or clients read them.
-    #[serde(default)]
-    pub force: bool,
-}
+    /// Deletes an image. Disks that were made from it stay whole.
+    ImageDelete {
+        image: String,
+        /// Its snapshots too; without it they stay.
+        snapshots: bool = default,
+        /// Delete the snapshots although disks were made from them or clients read them.
+        force: bool = default,
+    }
 
-/// Makes a disk of each disk of an image; all of them, or none.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImageDeploy {
-    /// Also a family.
-    pub image: String,
-    /// The name of the system disk; data disks have `-data1` and so on added.
-    pub name: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub description: String,
-    #[serde(default, skip_serializing_if = "Tags::is_empty")]
-    pub tags: Tags,
-    /// The instance whose disks they are; left out: `local`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instance: Option<String>,
+    /// Makes a disk of each disk of an image; all of them, or none.
+    ImageDeploy {
+        /// Also a family.
+        image: String,
+        /// The name of the system disk; data disks have `-data1` and so on added.
+        name: String,
+        description: String = default,
+        tags: Tags = default,
+        /// The instance whose disks they are; left out: `local`.
+        instance?: String,
+    }
 }
 
 /// The reply to `image.list`.

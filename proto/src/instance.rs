@@ -6,60 +6,46 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::params::params;
 use crate::{Tags, Time};
 
 /// The name of this host among the instances.
 pub const LOCAL_INSTANCE: &str = "local";
 
-/// Adds an instance: a virtual machine that uses disks of this daemon.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct InstanceAdd {
-    pub name: String,
-    /// The absolute path of the socket of its QEMU guest agent, on this host. Left out: file systems
-    /// in it cannot be frozen.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub qga: Option<String>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub description: String,
-    #[serde(default, skip_serializing_if = "Tags::is_empty")]
-    pub tags: Tags,
-}
+params! {
+    /// Adds an instance: a virtual machine that uses disks of this daemon.
+    InstanceAdd {
+        name: String,
+        /// The absolute path of the socket of its QEMU guest agent, on this host. Left out: file systems
+        /// in it cannot be frozen.
+        qga?: String,
+        description: String = default,
+        tags: Tags = default,
+    }
 
-/// Lists instances: this host first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct InstanceList {}
+    /// Lists instances: this host first.
+    InstanceList {}
 
-/// Describes one instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct InstanceShow {
-    pub instance: String,
-}
+    /// Describes one instance.
+    InstanceShow {
+        instance: String,
+    }
 
-/// Changes properties of an instance; those left out stay.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct InstanceSet {
-    pub instance: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// The empty text: it has no guest agent any more.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub qga: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub description: Option<String>,
-}
+    /// Changes properties of an instance; those left out stay.
+    InstanceSet {
+        instance: String,
+        name?: String,
+        /// The empty text: it has no guest agent any more.
+        qga?: String,
+        description?: String,
+    }
 
-/// Removes an instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct InstanceRemove {
-    pub instance: String,
-    /// Give the disks it has to `local`; without it a disk means `in_use`.
-    #[serde(default)]
-    pub force: bool,
+    /// Removes an instance.
+    InstanceRemove {
+        instance: String,
+        /// Give the disks it has to `local`; without it a disk means `in_use`.
+        force: bool = default,
+    }
 }
 
 /// The reply to `instance.list`.

@@ -17,6 +17,7 @@ mod image;
 mod instance;
 mod job;
 mod method;
+mod params;
 mod pool;
 pub mod size;
 mod snapshot;

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::params::params;
 use crate::{Client, FreezeOptions, Tags, Time};
 
 /// The most ranges one `snapshot.diff` reply holds: 10 000 of them are about 600 KiB of JSON.
@@ -60,76 +61,54 @@ pub enum SnapshotStatus {
     Deleting,
 }
 
-/// Makes a snapshot of a disk.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SnapshotCreate {
-    pub disk: String,
-    /// Left out: a name made from the time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    #[serde(default)]
-    pub consistency: Consistency,
-    /// How to freeze; only for levels above `crash`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub freeze: Option<FreezeOptions>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub description: String,
-    #[serde(default, skip_serializing_if = "Tags::is_empty")]
-    pub tags: Tags,
-}
+params! {
+    /// Makes a snapshot of a disk.
+    SnapshotCreate {
+        disk: String,
+        /// Left out: a name made from the time.
+        name?: String,
+        consistency: Consistency = default,
+        /// How to freeze; only for levels above `crash`.
+        freeze?: FreezeOptions,
+        description: String = default,
+        tags: Tags = default,
+    }
 
-/// Lists snapshots, oldest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SnapshotList {
-    /// Only those of this disk; also the id of a deleted disk that left snapshots.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub disk: Option<String>,
-}
+    /// Lists snapshots, oldest first.
+    SnapshotList {
+        /// Only those of this disk; also the id of a deleted disk that left snapshots.
+        disk?: String,
+    }
 
-/// Describes one snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SnapshotShow {
-    pub snapshot: String,
-}
+    /// Describes one snapshot.
+    SnapshotShow {
+        snapshot: String,
+    }
 
-/// Deletes a snapshot; its space is freed in the background.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SnapshotDelete {
-    pub snapshot: String,
-    /// Delete it although disks were made from it or clients read it.
-    #[serde(default)]
-    pub force: bool,
-}
+    /// Deletes a snapshot; its space is freed in the background.
+    SnapshotDelete {
+        snapshot: String,
+        /// Delete it although disks were made from it or clients read it.
+        force: bool = default,
+    }
 
-/// Changes properties of a snapshot; those left out stay.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SnapshotSet {
-    pub snapshot: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub description: Option<String>,
-}
+    /// Changes properties of a snapshot; those left out stay.
+    SnapshotSet {
+        snapshot: String,
+        name?: String,
+        description?: String,
+    }
 
-/// The ranges that differ between two snapshots, one page at a time.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SnapshotDiff {
-    /// The older side; left out: an empty disk, so that everything the snapshot holds is listed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from: Option<String>,
-    pub to: String,
-    /// The byte offset to go on at, from the `resume` of the page before.
-    #[serde(default)]
-    pub resume: u64,
-    /// The most ranges to return, at most [`DIFF_PAGE_MAX`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u32>,
+    /// The ranges that differ between two snapshots, one page at a time.
+    SnapshotDiff {
+        /// The older side; left out: an empty disk, so that everything the snapshot holds is listed.
+        from?: String,
+        to: String,
+        /// The byte offset to go on at, from the `resume` of the page before.
+        resume: u64 = default,
+        /// The most ranges to return, at most [`DIFF_PAGE_MAX`].
+        limit?: u32,
+    }
 }
 
 /// The reply to `snapshot.list`.
@@ -200,17 +179,15 @@ pub struct DiffRange {
     pub zero: bool,
 }
 
-/// Lists the chains of all disks.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ChainList {}
+params! {
+    /// Lists the chains of all disks.
+    ChainList {}
 
-/// Describes the chain of one disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ChainShow {
-    /// Also the id of a deleted disk that left snapshots.
-    pub disk: String,
+    /// Describes the chain of one disk.
+    ChainShow {
+        /// Also the id of a deleted disk that left snapshots.
+        disk: String,
+    }
 }
 
 /// The reply to `chain.list`.
