@@ -25,6 +25,16 @@ impl About {
     }
 }
 
+/// What can be changed of an object; at least one of them.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true)]
+pub struct Change {
+    #[arg(long)]
+    pub name: Option<String>,
+    #[arg(long)]
+    pub description: Option<String>,
+}
+
 /// Of what loses something.
 #[derive(Args, Debug)]
 pub struct Consent {

@@ -18,7 +18,7 @@ use crate::error::{Outcome, Result};
 use crate::render::{self, Columns, Fields, Heading, Output};
 use rowd_proto::size::{self, Size};
 
-use super::args::About;
+use super::args::{About, Consent};
 use super::file::{ExportArgs, FileFormat};
 use super::{Context, clients};
 
@@ -145,9 +145,8 @@ pub struct Create {
 pub struct Delete {
     /// Name or id
     disk: String,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    consent: Consent,
     /// Disconnect its clients
     #[arg(long)]
     force: bool,
@@ -168,9 +167,8 @@ pub struct Resize {
 pub struct Reinit {
     /// Name or id
     disk: String,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    consent: Consent,
     /// Disconnect its clients
     #[arg(long)]
     force: bool,
@@ -213,9 +211,8 @@ pub struct Rollback {
     /// Return to the state before the last rollback or reinit
     #[arg(long)]
     undo: bool,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    consent: Consent,
     /// Disconnect its clients
     #[arg(long)]
     force: bool,
@@ -339,7 +336,7 @@ fn print_all(disks: &[Disk], context: &Context) -> Result<()> {
 fn delete(args: &Delete, context: &Context) -> Result<()> {
     let mut client = context.client()?;
     let disk = show(&mut client, &args.disk)?;
-    confirm(args.yes, &format!("delete disk {} ({})", disk.name, size::human(disk.size)))?;
+    confirm(args.consent.yes, &format!("delete disk {} ({})", disk.name, size::human(disk.size)))?;
     client.call(&DiskDelete { disk: disk.id.clone(), force: args.force })?;
     context.output.object(&disk, &disk.id, |_| format!("{} is deleted", disk.name))?;
     if disk.snapshot_count > 0 {
@@ -369,7 +366,7 @@ fn resize(args: Resize, context: &Context) -> Result<()> {
 fn reinit(args: Reinit, context: &Context) -> Result<()> {
     let mut client = context.client()?;
     let disk = show(&mut client, &args.disk)?;
-    confirm(args.yes, &format!("return disk {} to its first contents", disk.name))?;
+    confirm(args.consent.yes, &format!("return disk {} to its first contents", disk.name))?;
     let done = client.call(&DiskReinit { disk: disk.id, force: args.force })?;
     print_rolled_back(&done, context)
 }
@@ -380,11 +377,11 @@ fn rollback(args: Rollback, context: &Context) -> Result<()> {
     let force = args.force;
     let done = match args.snapshot {
         Some(snapshot) => {
-            confirm(args.yes, &format!("return disk {} to {snapshot}", disk.name))?;
+            confirm(args.consent.yes, &format!("return disk {} to {snapshot}", disk.name))?;
             client.call(&DiskRollback { disk: disk.id, snapshot, force })?
         }
         None => {
-            confirm(args.yes, &format!("undo the last rollback of disk {}", disk.name))?;
+            confirm(args.consent.yes, &format!("undo the last rollback of disk {}", disk.name))?;
             client.call(&DiskUndo { disk: disk.id, force })?
         }
     };

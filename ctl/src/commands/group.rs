@@ -16,9 +16,10 @@ use crate::error::{Outcome, Result};
 use crate::render::{self, Columns, Fields, Heading, Output, Text};
 use rowd_proto::size;
 
+use super::Context;
+use super::args::{About, Change, Consent};
 use super::disk::rolled_back_text;
 use super::freeze::{FreezeArgs, report_text};
-use super::{Context, Tag, collect_tags, parse_tag};
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -42,7 +43,7 @@ first snapshot of a disk holds all of it, later ones what changed.")]
         /// Id or name
         group: String,
     },
-    /// Change name or description of a group
+    /// Change name or description of a group; its snapshots keep their names
     #[command(after_help = "Example:\n  rowctl group set before-upgrade --name kept")]
     Set(Set),
     /// Delete a group with its snapshots
@@ -80,11 +81,8 @@ pub struct Create {
     name: Option<String>,
     #[command(flatten)]
     freeze: FreezeArgs,
-    #[arg(long, default_value = "", hide_default_value = true)]
-    description: String,
-    /// May be given several times
-    #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
-    tags: Vec<Tag>,
+    #[command(flatten)]
+    about: About,
 }
 
 #[derive(Args, Debug)]
@@ -96,22 +94,11 @@ pub struct Set {
 }
 
 #[derive(Args, Debug)]
-#[group(required = true, multiple = true)]
-struct Change {
-    /// Its snapshots keep their names
-    #[arg(long)]
-    name: Option<String>,
-    #[arg(long)]
-    description: Option<String>,
-}
-
-#[derive(Args, Debug)]
 pub struct Delete {
     /// Id or name
     group: String,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    consent: Consent,
     /// Delete it although disks were made from a snapshot of it or clients read one
     #[arg(long)]
     force: bool,
@@ -124,9 +111,8 @@ pub struct Rollback {
     /// Only these disks of the group
     #[arg(value_name = "DISK")]
     disks: Vec<String>,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    consent: Consent,
     /// Disconnect clients of the disks
     #[arg(long)]
     force: bool,
@@ -154,9 +140,9 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
 }
 
 fn create(args: Create, client: &mut Client, context: &Context) -> Result<()> {
-    let Create { disks, instances, exclude, name, freeze, description, tags } = args;
+    let Create { disks, instances, exclude, name, freeze, about } = args;
     let (consistency, freeze) = freeze.parts()?;
-    let tags = collect_tags(tags);
+    let (description, tags) = about.parts();
     let request =
         GroupCreate { disks, instances, exclude, name, consistency, freeze, description, tags };
     let made = client.call_patiently(&request)?;
@@ -172,7 +158,10 @@ fn create(args: Create, client: &mut Client, context: &Context) -> Result<()> {
 fn delete(args: &Delete, client: &mut Client, context: &Context) -> Result<()> {
     let group = show(client, &args.group)?;
     let left = group.members.iter().filter(|member| member.snapshot.is_some()).count();
-    confirm(args.yes, &format!("delete group {} with {}", group.name, snapshots(left as u64)))?;
+    confirm(
+        args.consent.yes,
+        &format!("delete group {} with {}", group.name, snapshots(left as u64)),
+    )?;
     let done = client.call(&GroupDelete { group: group.id, force: args.force })?;
     context.output.object(&done, &done.id, |_| {
         format!("group {} is deleted with {}", done.name, snapshots(done.snapshots))
@@ -180,10 +169,10 @@ fn delete(args: &Delete, client: &mut Client, context: &Context) -> Result<()> {
 }
 
 fn rollback(args: Rollback, client: &mut Client, context: &Context) -> Result<()> {
-    let Rollback { group, disks, yes, force, group_first } = args;
+    let Rollback { group, disks, consent, force, group_first } = args;
     let group = show(client, &group)?;
     let named = if disks.is_empty() { names(&group) } else { disks.join(", ") };
-    confirm(yes, &format!("return {named} to group {}", group.name))?;
+    confirm(consent.yes, &format!("return {named} to group {}", group.name))?;
     let request = GroupRollback { group: group.id, disks, force, group_first };
     let GroupRolledBack { first, disks: done } = client.call(&request)?;
     context.output.list(

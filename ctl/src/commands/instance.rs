@@ -11,7 +11,8 @@ use crate::confirm::confirm;
 use crate::error::{Outcome, Result};
 use crate::render::{self, Columns, Fields, Heading, Output};
 
-use super::{Context, Tag, collect_tags, parse_tag};
+use super::Context;
+use super::args::About;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -53,11 +54,8 @@ pub struct Add {
     /// Socket of the QEMU guest agent, an absolute path on this host
     #[arg(long, value_name = "SOCKET")]
     qga: Option<String>,
-    #[arg(long, default_value = "", hide_default_value = true)]
-    description: String,
-    /// May be given several times
-    #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
-    tags: Vec<Tag>,
+    #[command(flatten)]
+    about: About,
 }
 
 #[derive(Args, Debug)]
@@ -95,8 +93,9 @@ pub struct Remove {
 pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     let mut client = context.client()?;
     match verb {
-        Verb::Add(Add { name, qga, description, tags }) => {
-            let request = InstanceAdd { name, qga, description, tags: collect_tags(tags) };
+        Verb::Add(Add { name, qga, about }) => {
+            let (description, tags) = about.parts();
+            let request = InstanceAdd { name, qga, description, tags };
             print(&client.call(&request)?, context)?;
         }
         Verb::List => {

@@ -19,8 +19,9 @@ use crate::error::{Failure, Outcome, Result};
 use crate::render::{self, Columns, Fields, Heading, Output, Text};
 use rowd_proto::size;
 
+use super::args::{About, Change, Consent};
 use super::freeze::{FreezeArgs, report_text};
-use super::{Context, Tag, clients, collect_tags, parse_tag, wait};
+use super::{Context, clients, wait};
 
 mod mount;
 
@@ -85,11 +86,8 @@ pub struct Create {
     name: Option<String>,
     #[command(flatten)]
     freeze: FreezeArgs,
-    #[arg(long, default_value = "", hide_default_value = true)]
-    description: String,
-    /// May be given several times
-    #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
-    tags: Vec<Tag>,
+    #[command(flatten)]
+    about: About,
     /// Return when the snapshot is accomplished
     #[arg(long)]
     wait: bool,
@@ -100,9 +98,8 @@ pub struct Delete {
     /// Ids, disk@snapshot, or names that only one snapshot has
     #[arg(required = true, value_name = "SNAPSHOT")]
     snapshots: Vec<String>,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    consent: Consent,
     /// Delete it although disks were made from it or clients read it
     #[arg(long)]
     force: bool,
@@ -117,15 +114,6 @@ pub struct Set {
     snapshot: String,
     #[command(flatten)]
     change: Change,
-}
-
-#[derive(Args, Debug)]
-#[group(required = true, multiple = true)]
-struct Change {
-    #[arg(long)]
-    name: Option<String>,
-    #[arg(long)]
-    description: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -171,9 +159,9 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
 }
 
 fn create(args: Create, context: &Context) -> Result<()> {
-    let Create { disk, name, freeze, description, tags, wait } = args;
+    let Create { disk, name, freeze, about, wait } = args;
     let (consistency, freeze) = freeze.parts()?;
-    let tags = collect_tags(tags);
+    let (description, tags) = about.parts();
     let mut client = context.client()?;
     let request = SnapshotCreate { disk, name, consistency, freeze, description, tags };
     let mut made = client.call_patiently(&request)?;
@@ -231,7 +219,7 @@ fn delete(args: &Delete, context: &Context) -> Result<()> {
     }
     let names: Vec<String> = snapshots.iter().map(full_name).collect();
     let noun = if names.len() == 1 { "snapshot" } else { "snapshots" };
-    confirm(args.yes, &format!("delete {noun} {}", names.join(", ")))?;
+    confirm(args.consent.yes, &format!("delete {noun} {}", names.join(", ")))?;
     let mut deleted: Vec<SnapshotDeleted> = Vec::new();
     for (snapshot, name) in snapshots.into_iter().zip(&names) {
         let request = SnapshotDelete { snapshot: snapshot.id, force: args.force };
