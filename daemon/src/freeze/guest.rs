@@ -17,11 +17,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::discover::DiskUse;
+use super::helpers::{millis, pair};
 use super::local::{Breaker, expired_before_cut, helper_gone, helper_program, system};
 use super::provider::{Held, Provider, Target};
 use super::qga::{Agent, SYNC_LIMIT};
 use super::record::{AGENT, Record, Recorded, boot};
-use super::wire::{self, GuestReport, Order, millis};
+use super::wire::{self, GuestReport, Order};
 use crate::engine::api::Consistency;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -70,7 +71,7 @@ impl Guest {
     /// # Errors
     /// `Condition` when there is no helper, no agent, or none that answers.
     pub fn start(setup: Setup) -> Result<Guest> {
-        let (ours, theirs) = wire::pair().map_err(|e| system("make a socket pair", e))?;
+        let (ours, theirs) = pair().map_err(|e| system("make a socket pair", e))?;
         let program = helper_program()?;
         let mut command = Command::new(&program);
         command.arg("guest").arg(&setup.machine.agent).env_clear().stdin(Stdio::from(theirs));

@@ -21,10 +21,11 @@ use parking_lot::Mutex;
 
 use super::Busy;
 use super::discover::Member;
+use super::helpers::{millis, pair};
 use super::kernel;
 use super::provider::{Held, Provider, Target};
 use super::record::{Record, Recorded, boot};
-use super::wire::{self, Order, Report, millis};
+use super::wire::{self, Order, Report};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The helper has nothing to do but to start.
@@ -99,7 +100,7 @@ impl Local {
     /// `Condition` when there is no helper, or it is of another version.
     pub fn start(setup: Setup, busy: &Arc<Busy>) -> Result<Local> {
         let Setup { members, record, what, limit } = setup;
-        let (ours, theirs) = wire::pair().map_err(|e| system("make a socket pair", e))?;
+        let (ours, theirs) = pair().map_err(|e| system("make a socket pair", e))?;
         let program = helper_program()?;
         let mut command = Command::new(&program);
         command.arg("serve").env_clear().stdin(Stdio::from(theirs));

@@ -12,6 +12,7 @@ pub mod dev;
 pub mod devices;
 pub mod discover;
 pub mod guest;
+mod helpers;
 pub mod hook;
 pub mod kernel;
 pub mod local;

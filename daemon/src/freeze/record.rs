@@ -2,11 +2,11 @@
 //!
 //! Invariants: it is written before the first file system is frozen and removed after the last is thawed;
 //! it counts only in the boot it was written in.
-//! Absent: acting on it (`helper/recorded.rs`). The helper is built of this file too, without the library.
+//! Absent: writing it, which only the daemon does (`helpers.rs`), and acting on it (`helper/recorded.rs`). The helper
+//! is built of this file too, without the library.
 
 use std::fs;
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -33,19 +33,6 @@ pub struct Recorded {
 }
 
 impl Record {
-    /// # Errors
-    /// It cannot be written.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
-        let text = serde_json::to_string(self)?;
-        fs::File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path)?
-            .write_all(text.as_bytes())
-    }
-
     /// The record of this boot, if there is one.
     ///
     /// # Errors
@@ -80,27 +67,4 @@ impl Record {
 #[must_use]
 pub fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_record_counts_in_its_own_boot_only() {
-        let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("frozen.json");
-        assert_eq!(Record::read(&path).unwrap(), None);
-        let member = Recorded { device: "7:0".to_owned(), mount_point: "/srv".to_owned() };
-        let mut record = Record { boot: boot(), what: "db@x".to_owned(), members: vec![member] };
-        record.write(&path).unwrap();
-        assert_eq!(Record::read(&path).unwrap(), Some(record.clone()));
-        record.boot = "another".to_owned();
-        record.write(&path).unwrap();
-        assert_eq!(Record::read(&path).unwrap(), None);
-        fs::write(&path, "{").unwrap();
-        assert!(Record::read(&path).is_err());
-        Record::remove(&path).unwrap();
-        Record::remove(&path).unwrap();
-    }
 }

@@ -2,13 +2,12 @@
 //!
 //! Invariants: one message per packet of a `SOCK_SEQPACKET` pair; the daemon orders, the helper reports;
 //! the other side closing means that it is gone.
-//! Absent: paths. File systems are known by open directories and by their place in the order.
+//! Absent: paths. File systems are known by open directories and by their place in the order. What only one of
+//! the two programs needs, since both are built of this file: the daemon's is in `helpers.rs`.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -83,11 +82,6 @@ pub struct GuestTarget {
     pub device: String,
 }
 
-/// The two ends: ours, and the helper's.
-pub fn pair() -> nix::Result<(OwnedFd, OwnedFd)> {
-    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-}
-
 /// Sends one message, with open directories.
 pub fn send<T: Serialize>(to: &OwnedFd, message: &T, with: &[BorrowedFd<'_>]) -> nix::Result<()> {
     let bytes = serde_json::to_vec(message).map_err(|_| Errno::EINVAL)?;
@@ -107,35 +101,5 @@ pub fn receive<T: DeserializeOwned>(from: &OwnedFd) -> nix::Result<Option<(T, Ve
                 return Ok(Some((message, descriptors)));
             }
         }
-    }
-}
-
-/// Whole milliseconds of a limit.
-#[must_use]
-pub fn millis(limit: Duration) -> u64 {
-    u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::MetadataExt;
-
-    use super::*;
-
-    #[test]
-    fn messages_arrive_whole_with_their_directories_and_the_end_is_seen() {
-        let (ours, theirs) = pair().unwrap();
-        let directory = std::fs::File::open("/").unwrap();
-        let hold = Order::Hold { depths: vec![1, 0] };
-        send(&ours, &hold, &[directory.as_fd(), directory.as_fd()]).unwrap();
-        send(&ours, &Order::Freeze { limit_ms: millis(Duration::from_secs(2)) }, &[]).unwrap();
-        let (order, held) = receive::<Order>(&theirs).unwrap().unwrap();
-        assert_eq!((order, held.len()), (hold, 2));
-        let held: std::fs::File = held.into_iter().next().unwrap().into();
-        assert_eq!(held.metadata().unwrap().ino(), directory.metadata().unwrap().ino());
-        let (order, held) = receive::<Order>(&theirs).unwrap().unwrap();
-        assert_eq!((order, held.len()), (Order::Freeze { limit_ms: 2000 }, 0));
-        drop(ours);
-        assert!(receive::<Order>(&theirs).unwrap().is_none());
     }
 }

@@ -14,11 +14,9 @@ mod guest;
 mod kernel;
 #[path = "../qga.rs"]
 mod qga;
-#[allow(dead_code, reason = "the daemon writes it")]
 #[path = "../record.rs"]
 mod record;
 mod recorded;
-#[allow(dead_code, reason = "the daemon makes the pair")]
 #[path = "../wire.rs"]
 mod wire;
 
