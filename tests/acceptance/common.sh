@@ -79,6 +79,27 @@ mount_disk() {
     mounted+=("$1")
 }
 
+# make_disk DISK SIZE: makes it, with a file system on it, and mounts that.
+make_disk() {
+    run rowctl --quiet disk create "$1" --size "$2"
+    attach "$1"
+    mkfs.ext4 -q -E nodiscard "${device[$1]}"
+    detach "$1"
+    mount_disk "$1"
+}
+
+# make_room USER SIZE DISK...: disks with a directory `main` of a database that runs as this user, and one for its
+# socket.
+make_room() {
+    local user=$1 size=$2 disk
+    shift 2
+    for disk; do
+        make_disk "$disk" "$size"
+        install -d -o "$user" -g "$user" -m 700 "$home/$disk/main"
+    done
+    install -d -o "$user" -g "$user" "$home/socket"
+}
+
 unmount_all() {
     local disk
     for disk in "${mounted[@]}"; do

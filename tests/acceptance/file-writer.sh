@@ -14,11 +14,7 @@ journal=$home/data/journal
 title '1. A daemon with a disk, and the hook for the writer.'
 start_daemon "[freeze]
 hooks = \"$home/hooks\""
-run rowctl --quiet disk create data --size 256MiB
-attach data
-mkfs.ext4 -q -E nodiscard "${device[data]}"
-detach data
-mount_disk data
+make_disk data 256MiB
 sed "s|^file=.*|file=$journal|" "$example/50-file-writer" > "$home/hook"
 install -D -m 755 "$home/hook" "$home/hooks/50-file-writer"
 

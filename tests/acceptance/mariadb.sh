@@ -56,15 +56,7 @@ expect() {
 title '1. A daemon with two disks: one for the tables, one for the log of InnoDB.'
 start_daemon "[freeze]
 hooks = \"$home/hooks\""
-for disk in data log; do
-    run rowctl --quiet disk create "$disk" --size 1GiB
-    attach "$disk"
-    mkfs.ext4 -q -E nodiscard "${device[$disk]}"
-    detach "$disk"
-    mount_disk "$disk"
-    install -d -o mysql -g mysql -m 700 "$home/$disk/main"
-done
-install -d -o mysql -g mysql "$home/socket"
+make_room mysql 1GiB data log
 
 title '2. MariaDB on them.'
 mariadb-install-db "${files[@]}" --auth-root-authentication-method=socket --skip-test-db > "$home/install.log" 2>&1

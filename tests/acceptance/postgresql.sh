@@ -43,15 +43,7 @@ all_have() {
 
 title '1. A daemon with two disks: one for the data, one for the write-ahead log.'
 start_daemon ''
-for disk in data wal; do
-    run rowctl --quiet disk create "$disk" --size 2GiB
-    attach "$disk"
-    mkfs.ext4 -q -E nodiscard "${device[$disk]}"
-    detach "$disk"
-    mount_disk "$disk"
-    install -d -o postgres -g postgres -m 700 "$home/$disk/main"
-done
-install -d -o postgres -g postgres "$home/socket"
+make_room postgres 2GiB data wal
 
 title '2. PostgreSQL on them, with checksums of its pages.'
 "${as_postgres[@]}" "$bin/initdb" -D "$home/data/main" -X "$home/wal/main/pg_wal" --data-checksums \

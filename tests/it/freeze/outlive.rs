@@ -13,7 +13,7 @@ use rowd_tests::process::Daemon;
 use rowd_tests::{tool, wait};
 use serde_json::{Value, json};
 
-use super::world::{EXT4, World, XFS};
+use super::world::{EXT4, Kind, World, XFS};
 
 /// rowctl, making a snapshot in the background.
 pub struct Making(Option<Child>);
@@ -160,25 +160,31 @@ fn the_daemon_thaws_when_the_helper_hangs() {
     assert_eq!((code, &error["error"]["kind"]), (6, &json!("timed_out")), "{error}");
 }
 
-/// Both are killed, the helper first so that it cannot thaw: the next start of the daemon does.
-#[test]
-fn the_next_start_thaws_when_both_are_killed() {
-    let mut world = World::held_at(&EXT4, "freeze.frozen");
-    let making = Making::start(&world, "cut-off", &[]);
+/// A world whose file system stays frozen: daemon and helper were killed while it was, the helper first so that
+/// it cannot thaw.
+#[track_caller]
+fn both_killed(kind: &Kind, more: &[&str]) -> (World, Making) {
+    let mut world = World::held_at(kind, "freeze.frozen");
+    let making = Making::start(&world, "cut-off", more);
     held(&world);
-    let writer = is_frozen(&world);
     let helper = helper(&world);
     // Neither may see the other die.
     world.daemon.signal(Signal::SIGSTOP);
     kill(helper, Signal::SIGKILL).unwrap();
     world.daemon.kill();
+    (world, making)
+}
+
+/// Both are killed, the helper first so that it cannot thaw: the next start of the daemon does.
+#[test]
+fn the_next_start_thaws_when_both_are_killed() {
+    let (mut world, making) = both_killed(&EXT4, &[]);
     assert_eq!(making.ended().0, 23);
     assert!(record(&world));
-    let still = is_frozen(&world);
+    let writer = is_frozen(&world);
     let_go(&world);
     world.daemon.start();
     writer.gets_through();
-    still.gets_through();
     wait::until("the end of the record", || (!record(&world)).then_some(()));
     wait::until("the event", || {
         world.daemon.json(&["events"]).to_string().contains("freeze.recovered").then_some(())
@@ -188,15 +194,9 @@ fn the_next_start_thaws_when_both_are_killed() {
 /// The same without a next start: `rowctl freeze thaw` works by the record alone.
 #[test]
 fn rowctl_thaws_without_a_daemon() {
-    let mut world = World::held_at(&XFS, "freeze.frozen");
-    let making = Making::start(&world, "cut-off", &[]);
-    held(&world);
-    let writer = is_frozen(&world);
-    let helper = helper(&world);
-    world.daemon.signal(Signal::SIGSTOP);
-    kill(helper, Signal::SIGKILL).unwrap();
-    world.daemon.kill();
+    let (world, making) = both_killed(&XFS, &[]);
     drop(making);
+    let writer = is_frozen(&world);
     let said = world.daemon.try_ctl(&["freeze", "thaw"]).ok();
     assert!(said.stdout.contains(&world.dir_text()), "{said}");
     writer.gets_through();
@@ -210,13 +210,7 @@ fn what_was_unmounted_while_frozen_is_remembered_until_it_is_thawed() {
     let other = Daemon::new();
     let elsewhere = EXT4.made(&other, "elsewhere");
     let dir = elsewhere.path().display().to_string();
-    let mut world = World::held_at(&EXT4, "freeze.frozen");
-    let making = Making::start(&world, "cut-off", &["--mount", &dir]);
-    held(&world);
-    let helper = helper(&world);
-    world.daemon.signal(Signal::SIGSTOP);
-    kill(helper, Signal::SIGKILL).unwrap();
-    world.daemon.kill();
+    let (mut world, making) = both_killed(&EXT4, &["--mount", &dir]);
     drop(making);
     let device = elsewhere.unmount();
     let_go(&world);
