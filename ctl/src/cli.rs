@@ -13,8 +13,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use rowd_proto::EXIT_CODES;
 
 use crate::commands::{
-    chain, check, disk, doctor, events, freeze, generate, group, image, instance, job, pool, scrub,
-    snapshot, status, tag,
+    chain, check, disk, doctor, events, freeze, generate, group, image, instance, job, pool, repo,
+    scrub, snapshot, status, tag,
 };
 use crate::render::Format;
 
@@ -82,6 +82,9 @@ pub enum Command {
     /// The pool that holds all blocks
     #[command(subcommand)]
     Pool(pool::Verb),
+    /// Object stores that hold copies of snapshots
+    #[command(subcommand)]
+    Repo(repo::Verb),
     /// Show the daemon and its pool
     #[command(after_help = status::EXAMPLES)]
     Status,

@@ -23,6 +23,7 @@ use crate::nbd::activation::{Inherited, InheritedFd, inherited};
 use crate::nbd::listen::{Listener, bind_tcp, bind_unix};
 use crate::nbd::{Resumed, Server};
 use crate::pool::file::IoMode;
+use crate::vault::Vault;
 use crate::watchdog;
 
 /// How long connections may take to end at shutdown.
@@ -50,10 +51,12 @@ pub fn run(config: &Config) -> Result<()> {
     let server = Server::new(&engine, config.busy_poll)?;
     let attach = Attach::new(&engine, &server, config.attach)?;
     let freezer = Freezer::new(config.freeze.clone());
-    let daemon = Daemon { services: Services { engine, attach, freezer }, server };
+    let vault = Vault::new(&engine)?;
+    let daemon = Daemon { services: Services { engine, attach, freezer, vault }, server };
     let served = runtime.block_on(daemon.serve(config, inherited));
     // Before the connections, so that they stand still for as short as possible.
     runtime.shutdown_timeout(DRAIN_LIMIT);
+    daemon.services.vault.close();
     let left = daemon.leave();
     served.and(left).and(daemon.services.engine.close())
 }

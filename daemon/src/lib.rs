@@ -22,4 +22,5 @@ pub mod meta;
 pub mod nbd;
 pub mod pool;
 pub mod units;
+pub mod vault;
 pub mod watchdog;

@@ -227,6 +227,14 @@ id_type!(
     /// The id of a job, `j-…`.
     JobId, "j-"
 );
+id_type!(
+    /// The id of a repository, `r-…`, which its format file has.
+    RepoId, "r-"
+);
+id_type!(
+    /// The id of a copy of a snapshot, `c-…`.
+    CopyId, "c-"
+);
 
 fn random_suffix() -> Result<String> {
     const ALPHABET: &[u8; 32] = b"0123456789abcdefghijkmnpqrstuvwx";

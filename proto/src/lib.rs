@@ -19,6 +19,7 @@ mod job;
 mod method;
 mod params;
 mod pool;
+mod repo;
 pub mod size;
 mod snapshot;
 mod tag;
@@ -55,6 +56,9 @@ pub use instance::{
 pub use job::{Job, JobCancel, JobList, JobShow, JobState, Jobs, ScrubStart};
 pub use method::{Access, Call, Method};
 pub use pool::{PoolResize, PoolShow, PoolStatus, ScrubReport};
+pub use repo::{
+    Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoShow, RepoStep, Repos,
+};
 pub use snapshot::{
     Chain, ChainList, ChainShow, Chains, Consistency, DIFF_PAGE_MAX, DiffPage, DiffRange, Snapshot,
     SnapshotCreate, SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotKind, SnapshotList,

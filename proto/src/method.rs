@@ -21,6 +21,7 @@ use crate::{
     SnapshotDeleted, SnapshotDiff, SnapshotList, SnapshotMade, SnapshotSet, SnapshotShow,
     Snapshots, Tagged, TagsRemove, TagsSet,
 };
+use crate::{Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoShow, Repos};
 
 /// Who may call a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +133,11 @@ methods! {
     ImageSet = "image.set", Admin => Image;
     ImageDelete = "image.delete", Admin => ImageDeleted;
     ImageDeploy = "image.deploy", Admin => Disks;
+    RepoAdd = "repo.add", Admin => Repo;
+    RepoList = "repo.list", Read => Repos;
+    RepoShow = "repo.show", Read => Repo;
+    RepoRemove = "repo.remove", Admin => Done;
+    RepoCheck = "repo.check", Admin => RepoChecked;
     FreezeCheck = "freeze.check", Admin => FreezePreview;
     FreezeShow = "freeze.show", Read => FreezeStatus;
     FreezeThaw = "freeze.thaw", Admin => FreezeStatus;

@@ -32,3 +32,4 @@ mod model;
 mod protocol;
 mod rollback;
 mod tidy;
+mod vault;

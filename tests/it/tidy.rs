@@ -46,7 +46,19 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ),
     (
         "daemon/src/engine/",
-        &["tokio", "crate::nbd", "crate::attach", "crate::control", "crate::freeze", "rowd_proto"],
+        &[
+            "tokio",
+            "crate::nbd",
+            "crate::attach",
+            "crate::control",
+            "crate::freeze",
+            "crate::vault",
+            "rowd_proto",
+        ],
+    ),
+    (
+        "daemon/src/vault/",
+        &["crate::nbd", "crate::control", "crate::map", "crate::pool", "crate::meta", "rowd_proto"],
     ),
     (
         "daemon/src/attach/",

@@ -18,6 +18,7 @@ pub mod image;
 pub mod instance;
 pub mod job;
 pub mod pool;
+pub mod repo;
 pub mod scrub;
 pub mod snapshot;
 pub mod status;
@@ -56,6 +57,7 @@ pub fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Chain(verb) => chain::run(verb, context),
         Command::Tag(verb) => tag::run(verb, context),
         Command::Pool(verb) => pool::run(verb, context),
+        Command::Repo(verb) => repo::run(verb, context),
         Command::Status => status::run(context),
         Command::Events(events) => events::run(&events, context),
         Command::Job(verb) => job::run(verb, context),

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use super::convert::{chain, diff_range, disk, error_body, event, job, pool_status, snapshot};
 use super::instances;
 use super::resolve::{self, Object, Origin};
-use super::{Services, attach, freezing, groups, images};
+use super::{Services, attach, freezing, groups, images, repos};
 
 /// Ranges in a page of a diff unless the client asks for more.
 const DIFF_PAGE_DEFAULT: u32 = 1000;
@@ -105,6 +105,11 @@ pub(super) fn call(
         Method::ImageSet => ask.reply(images::set),
         Method::ImageDelete => ask.reply(images::delete),
         Method::ImageDeploy => ask.reply(images::deploy),
+        Method::RepoAdd => ask.serve(repos::add),
+        Method::RepoList => ask.reply(repos::list),
+        Method::RepoShow => ask.reply(repos::show),
+        Method::RepoRemove => ask.serve(repos::remove),
+        Method::RepoCheck => ask.serve(repos::check),
         Method::FreezeCheck => ask.serve(freezing::check),
         Method::FreezeShow => ask.serve(freezing::show),
         Method::FreezeThaw => ask.serve(freezing::thaw),

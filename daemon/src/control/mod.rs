@@ -15,6 +15,7 @@ mod handlers;
 mod images;
 mod instances;
 mod peer;
+mod repos;
 mod resolve;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ use crate::attach::Attach;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::freeze::Freezer;
+use crate::vault::Vault;
 
 pub use peer::Access;
 
@@ -65,6 +67,7 @@ pub struct Services {
     pub engine: Arc<Engine>,
     pub attach: Arc<Attach>,
     pub freezer: Arc<Freezer>,
+    pub vault: Arc<Vault>,
 }
 
 /// What the clients of a socket may do.

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::api::{Actor, Consistency, SnapshotKind, Tags};
+use super::repos::RepoRecord;
 use crate::error::{Error, Result};
 use crate::units::{DiskId, Epoch, GroupId, ImageId, InstanceId, SnapshotId, TreeId};
 pub use image::{DataRecord, ImageRecord};
@@ -268,6 +269,13 @@ pub enum Op {
         id: ImageId,
         disks: Vec<NewDisk>,
     },
+    RepoAdd {
+        repo: RepoRecord,
+    },
+    /// The repository is forgotten; what is in it stays.
+    RepoRemove {
+        name: String,
+    },
     /// Something happened that is told and changes nothing.
     Note {
         kind: String,
@@ -298,6 +306,8 @@ impl Op {
             Op::ImageUpdate { image, kind } => (kind, image.id.as_str()),
             Op::ImageDelete { id, .. } => ("image.delete", id.as_str()),
             Op::ImageDeploy { id, .. } => ("image.deploy", id.as_str()),
+            Op::RepoAdd { repo } => ("repo.add", repo.name.as_str()),
+            Op::RepoRemove { name } => ("repo.remove", name.as_str()),
             Op::Note { kind, object } => (kind, object),
         }
     }
@@ -326,6 +336,7 @@ pub struct Catalogue {
     pub groups: BTreeMap<GroupId, GroupRecord>,
     pub instances: BTreeMap<InstanceId, InstanceRecord>,
     pub images: BTreeMap<ImageId, ImageRecord>,
+    pub repos: BTreeMap<String, RepoRecord>,
     pub events: VecDeque<EventRecord>,
     pub next_tree: u32,
     names: HashMap<String, DiskId>,
@@ -345,6 +356,7 @@ impl Catalogue {
                 "group" => self.put_group(decode(&key, &value)?),
                 "instance" => self.put_instance(decode(&key, &value)?),
                 "image" => self.put_image(decode(&key, &value)?),
+                "repo" => self.put_repo(decode(&key, &value)?),
                 "event" => self.events.push_back(decode(&key, &value)?),
                 _ => {}
             }
@@ -399,6 +411,16 @@ impl Catalogue {
     pub fn remove_instance(&mut self, id: &InstanceId) -> Option<InstanceRecord> {
         self.dirty.insert(format!("instance/{id}"));
         self.instances.remove(id)
+    }
+
+    pub fn put_repo(&mut self, repo: RepoRecord) {
+        self.dirty.insert(format!("repo/{}", repo.name));
+        self.repos.insert(repo.name.clone(), repo);
+    }
+
+    pub fn remove_repo(&mut self, name: &str) -> Option<RepoRecord> {
+        self.dirty.insert(format!("repo/{name}"));
+        self.repos.remove(name)
     }
 
     /// Adds the event of an entry.
@@ -467,6 +489,7 @@ impl Catalogue {
                 "group" => self.groups.get(&GroupId::from(id)).map(encode).transpose()?,
                 "instance" => self.instances.get(&InstanceId::from(id)).map(encode).transpose()?,
                 "image" => self.images.get(&ImageId::from(id)).map(encode).transpose()?,
+                "repo" => self.repos.get(id).map(encode).transpose()?,
                 _ => {
                     let seq: u64 = id.parse().unwrap_or(0);
                     let at = seq.checked_sub(first).and_then(|at| usize::try_from(at).ok());

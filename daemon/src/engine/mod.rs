@@ -23,6 +23,7 @@ pub mod instances;
 mod jobs;
 mod names;
 mod recovery;
+pub mod repos;
 mod scrub;
 mod snapshots;
 mod tail;
@@ -302,6 +303,10 @@ impl Engine {
             }
             Op::ImageDeploy { disks, .. } => {
                 disks.into_iter().for_each(|disk| self.apply_new_disk(catalogue, disk));
+            }
+            Op::RepoAdd { repo } => catalogue.put_repo(repo),
+            Op::RepoRemove { name } => {
+                known(catalogue.remove_repo(&name))?;
             }
             Op::Note { .. } => {}
         }

@@ -1,0 +1,257 @@
+//! The vault: copies of snapshots in object stores, which outlive this host.
+//!
+//! Invariants: nothing here is on the path of a read or a write; a repository is what its format file says,
+//! and another one at the same place is refused; what a caller waits for has a time-out.
+//! Absent: what the engine keeps (`engine/repos.rs`), and secrets beyond the time they are used.
+
+mod address;
+mod credentials;
+mod format;
+mod store;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::runtime::{Handle, Runtime};
+
+use crate::engine::api::Actor;
+use crate::engine::repos::RepoRecord;
+use crate::engine::{Engine, now};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::RepoId;
+use address::Address;
+use credentials::Source;
+use format::{FORMAT_KEY, Format, RECORD_MAX};
+use store::Store;
+
+/// How long somebody may wait for an answer from a repository.
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+/// How long requests under way may take when the daemon goes down.
+const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// Keys of objects that `repo check` makes and deletes again.
+const CHECK_PREFIX: &str = "check";
+
+/// A repository to add.
+#[derive(Clone, Debug, Default)]
+pub struct RepoSpec {
+    pub name: String,
+    pub url: String,
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    pub credentials: String,
+    pub allow_http: bool,
+    /// Bytes per second; 0 is no limit.
+    pub bandwidth: u64,
+    /// Make no new repository.
+    pub existing: bool,
+}
+
+/// What `repo check` found.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    pub id: RepoId,
+    pub version: u32,
+    /// What was tried, and the milliseconds it took.
+    pub steps: Vec<(&'static str, u64)>,
+}
+
+/// The vault.
+#[derive(Debug)]
+pub struct Vault {
+    engine: Arc<Engine>,
+    handle: Handle,
+    runtime: Mutex<Option<Runtime>>,
+}
+
+impl Vault {
+    /// A vault with threads of its own, which do nothing yet.
+    ///
+    /// # Errors
+    /// The threads cannot be started.
+    pub fn new(engine: &Arc<Engine>) -> Result<Arc<Vault>> {
+        if rustls::crypto::ring::default_provider().install_default().is_err() {
+            tracing::debug!("TLS has its crypto provider already");
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("vault")
+            .enable_all()
+            .build()
+            .map_err(|e| Error::io("start the threads of the vault", &e))?;
+        let handle = runtime.handle().clone();
+        let runtime = Mutex::new(Some(runtime));
+        Ok(Arc::new(Vault { engine: Arc::clone(engine), handle, runtime }))
+    }
+
+    /// Ends what is under way. What was not finished goes on at the next start.
+    pub fn close(&self) {
+        if let Some(runtime) = self.runtime.lock().take() {
+            runtime.shutdown_timeout(DRAIN_LIMIT);
+        }
+    }
+
+    /// Makes a repository known; makes its format file if it has none.
+    ///
+    /// # Errors
+    /// The name is taken, an option does not fit, or the store does not take objects as it has to.
+    pub fn repo_add(&self, by: Actor, spec: RepoSpec) -> Result<RepoRecord> {
+        self.engine.repo_check_new(&spec.name)?;
+        Address::parse(&spec.url)?;
+        Source::parse(&spec.credentials)?;
+        let existing = spec.existing;
+        let mut repo = RepoRecord {
+            name: spec.name,
+            url: spec.url,
+            id: RepoId::from(""),
+            endpoint: spec.endpoint,
+            region: spec.region,
+            credentials: spec.credentials,
+            allow_http: spec.allow_http,
+            bandwidth: spec.bandwidth,
+            added_at: now(),
+        };
+        let store = Store::open(&repo)?;
+        let format = self.wait(&repo.name, async move {
+            let format = found_or_made(&store, existing).await?;
+            tried(&store).await?;
+            Ok(format)
+        })?;
+        repo.id = format.id;
+        self.engine.repo_add(by, repo.clone())?;
+        Ok(repo)
+    }
+
+    /// Forgets a repository; what is in it stays.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn repo_remove(&self, by: Actor, name: &str) -> Result<()> {
+        self.engine.repo_remove(by, name)
+    }
+
+    /// Tries out all that is needed of a repository.
+    ///
+    /// # Errors
+    /// What does not work.
+    pub fn repo_check(&self, name: &str) -> Result<Checked> {
+        let repo = self.engine.repo(name)?;
+        self.wait(name, async move {
+            let began = Instant::now();
+            let (store, format) = open_repo(&repo).await?;
+            let mut steps = vec![("read the format", millis(began))];
+            steps.extend(tried(&store).await?);
+            Ok(Checked { id: format.id, version: format.version, steps })
+        })
+    }
+
+    /// Waits for an answer of a repository, not for ever.
+    fn wait<T>(&self, name: &str, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        if self.runtime.lock().is_none() {
+            return Err(Error::new(ErrorKind::ShuttingDown, "the daemon is going down"));
+        }
+        let limited = async { tokio::time::timeout(ANSWER_LIMIT, answer).await };
+        self.handle.block_on(limited).unwrap_or_else(|_| {
+            let limit = ANSWER_LIMIT.as_secs();
+            let message = format!("repository {name} did not answer within {limit} s");
+            Err(Error::new(ErrorKind::TimedOut, message).hint("see the daemon's log"))
+        })
+    }
+}
+
+/// Opens a repository that is known, and makes sure that it still is the same one.
+async fn open_repo(repo: &RepoRecord) -> Result<(Store, Format)> {
+    let store = Store::open(repo)?;
+    let bytes = match store.get(FORMAT_KEY, RECORD_MAX).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let message = format!("there is no repository at {} any more", repo.url);
+            return Err(Error::corrupt(message).hint("is the right file system mounted there?"));
+        }
+        found => found?,
+    };
+    let format =
+        Format::decode(&bytes).map_err(|e| e.context(format!("repository {}", repo.name)))?;
+    if format.id != repo.id {
+        return Err(Error::corrupt(format!(
+            "repository {} is {}, but at {} is {} now",
+            repo.name, repo.id, repo.url, format.id
+        ))
+        .hint("remove the repository and add it again, if that is meant"));
+    }
+    Ok((store, format))
+}
+
+/// The format file of a repository, new if there was none.
+async fn found_or_made(store: &Store, existing: bool) -> Result<Format> {
+    match store.get(FORMAT_KEY, RECORD_MAX).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        found => return Format::decode(&found?),
+    }
+    if existing {
+        return Err(Error::not_found("there is no repository at this URL")
+            .hint("leave --existing out to make one"));
+    }
+    if let Some(other) = store.any().await? {
+        // A prefix of something else is most likely a slip.
+        let message = format!("the place is not empty: there is {other}");
+        return Err(Error::new(ErrorKind::Exists, message)
+            .hint("name an empty directory or a prefix that is not used"));
+    }
+    let format = Format::new(now())?;
+    match store.put_new(FORMAT_KEY, format::seal(&format)?).await {
+        // Another daemon was faster.
+        Err(error) if error.kind() == ErrorKind::Exists => {
+            Format::decode(&store.get(FORMAT_KEY, RECORD_MAX).await?)
+        }
+        done => done.map(|()| format),
+    }
+}
+
+/// Tries what copies need: an object as new only, reading it back, listing, deleting.
+async fn tried(store: &Store) -> Result<Vec<(&'static str, u64)>> {
+    let mut steps = Vec::new();
+    let key = format!("{CHECK_PREFIX}/{}", RepoId::random()?);
+    let bytes = b"rowd repo check".to_vec();
+    let began = Instant::now();
+    store.put_new(&key, bytes.clone()).await?;
+    steps.push(("write a new object", millis(began)));
+    let began = Instant::now();
+    if store.get(&key, RECORD_MAX).await? != bytes {
+        return Err(Error::corrupt("the store returns something else than was written"));
+    }
+    steps.push(("read it", millis(began)));
+    let began = Instant::now();
+    let again = store.put_new(&key, b"another".to_vec()).await;
+    if again.as_ref().map_err(Error::kind) != Err(ErrorKind::Exists) {
+        store.delete(&key).await?;
+        return again.and(Err(Error::new(
+            ErrorKind::Unsupported,
+            "the store overwrites an object that was to be written as new only",
+        )
+        .hint("rowd needs conditional writes (If-None-Match), or copies could be lost")));
+    }
+    steps.push(("refuse to overwrite it", millis(began)));
+    let began = Instant::now();
+    store.put(&key, b"again".to_vec()).await?;
+    if store.get(&key, RECORD_MAX).await? != b"again" {
+        return Err(Error::new(ErrorKind::Unsupported, "the store returns what was replaced"));
+    }
+    steps.push(("replace it", millis(began)));
+    let began = Instant::now();
+    if !store.list(CHECK_PREFIX).await?.contains(&key) {
+        return Err(Error::new(ErrorKind::Unsupported, "the store does not list a new object"));
+    }
+    steps.push(("list it", millis(began)));
+    let began = Instant::now();
+    store.delete(&key).await?;
+    if store.exists(&key).await? {
+        return Err(Error::new(ErrorKind::Unsupported, "the store keeps a deleted object"));
+    }
+    steps.push(("delete it", millis(began)));
+    Ok(steps)
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

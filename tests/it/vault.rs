@@ -1,0 +1,6 @@
+//! The vault: repositories in a directory and on an S3 server.
+//!
+//! Absent: Azure and Google, which have no server to run here.
+
+mod repos;
+mod server;
