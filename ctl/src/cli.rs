@@ -13,8 +13,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use rowd_proto::EXIT_CODES;
 
 use crate::commands::{
-    chain, check, disk, doctor, events, freeze, generate, group, image, instance, job, pool, repo,
-    scrub, snapshot, status, tag,
+    chain, check, disk, doctor, events, freeze, generate, group, image, instance, job, key, pool,
+    repo, scrub, snapshot, status, tag,
 };
 use crate::render::Format;
 
@@ -79,6 +79,9 @@ pub enum Command {
     /// Tags of disks, snapshots, groups, instances and images
     #[command(subcommand)]
     Tag(tag::Verb),
+    /// The keys of encrypted disks
+    #[command(subcommand)]
+    Key(key::Verb),
     /// The pool that holds all blocks
     #[command(subcommand)]
     Pool(pool::Verb),

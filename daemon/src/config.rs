@@ -14,6 +14,7 @@ use rowd_proto::size::Size;
 use serde::Deserialize;
 
 use crate::attach;
+use crate::crypt;
 use crate::engine::{MAX_POOL_BYTES, Settings};
 use crate::error::{Error, Result};
 use crate::freeze;
@@ -35,6 +36,7 @@ struct Raw {
     background: RawBackground,
     attach: RawAttach,
     freeze: RawFreeze,
+    encryption: RawEncryption,
     memory: RawMemory,
 }
 
@@ -101,6 +103,13 @@ struct RawFreeze {
     post_script: Option<PathBuf>,
     hooks: Option<PathBuf>,
     record: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawEncryption {
+    master_key: Option<String>,
+    previous_master_key: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -284,8 +293,23 @@ fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {
         flush_every: Duration::from_millis(flush),
         checkpoint_every: Duration::from_secs(checkpoint),
         scrub_rate: size("background.scrub_rate", back.scrub_rate.as_deref(), 64 << 20)?,
+        encryption: encryption(&raw.encryption)?,
         background: true,
     })
+}
+
+fn encryption(raw: &RawEncryption) -> Result<crypt::master::Settings> {
+    let mut settings = crypt::master::Settings::default();
+    let places = [
+        ("master_key", &raw.master_key, &mut settings.master),
+        ("previous_master_key", &raw.previous_master_key, &mut settings.previous),
+    ];
+    for (key, given, place) in places {
+        if let Some(text) = given {
+            *place = text.parse().map_err(|e: Error| e.context(format!("encryption.{key}")))?;
+        }
+    }
+    Ok(settings)
 }
 
 fn io_mode(text: Option<&str>) -> Result<IoMode> {
@@ -404,6 +428,7 @@ mod tests {
             ("[pool]\nio = \"fast\"", "pool.io"),
             ("[attach]\nconnections = 1", "attach.connections"),
             ("[attach]\nretry_s = 0", "attach.retry_s"),
+            ("[encryption]\nmaster_key = \"secret\"", "encryption.master_key"),
         ] {
             let error = Config::parse(text, None).unwrap_err();
             assert!(error.message().contains(part), "{text}: {error}");

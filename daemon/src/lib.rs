@@ -9,6 +9,7 @@ pub mod attach;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod crypt;
 pub mod daemon;
 pub mod disk;
 pub mod engine;

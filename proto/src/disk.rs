@@ -26,6 +26,10 @@ pub struct DiskCreate {
     /// The instance whose disk it is; left out: `local`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
+    /// Store the disk as ciphertext, with a key of its own. A disk made from a snapshot that is encrypted is
+    /// so without this; one made from another snapshot cannot be.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
 }
 
 /// Lists all disks.
@@ -173,6 +177,12 @@ pub struct Disk {
     /// Its kernel device, if it has one or should have one.
     #[serde(default)]
     pub attachment: Option<Attachment>,
+    /// Whether it is stored as ciphertext.
+    #[serde(default)]
+    pub encrypted: bool,
+    /// Why there is no key for it: it cannot be used then.
+    #[serde(default)]
+    pub locked: Option<String>,
 }
 
 /// The kernel device of a disk.

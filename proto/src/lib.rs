@@ -16,6 +16,7 @@ mod group;
 mod image;
 mod instance;
 mod job;
+mod key;
 mod method;
 mod params;
 mod pool;
@@ -54,6 +55,7 @@ pub use instance::{
     InstanceSet, InstanceShow, Instances, LOCAL_INSTANCE,
 };
 pub use job::{Job, JobCancel, JobList, JobShow, JobState, Jobs, ScrubStart};
+pub use key::{Key, KeyDisk, KeyRotate, KeyShow, Keys, KeysRotated};
 pub use method::{Access, Call, Method};
 pub use pool::{PoolResize, PoolShow, PoolStatus, ScrubReport};
 pub use repo::{

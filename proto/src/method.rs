@@ -16,10 +16,10 @@ use crate::{
     GroupDeleted, GroupList, GroupMade, GroupRollback, GroupRolledBack, GroupSet, GroupShow,
     Groups, Image, ImageCreate, ImageDelete, ImageDeleted, ImageDeploy, ImageList, ImageSet,
     ImageShow, Images, Instance, InstanceAdd, InstanceList, InstanceRemove, InstanceRemoved,
-    InstanceSet, InstanceShow, Instances, Job, JobCancel, JobList, JobShow, Jobs, PoolResize,
-    PoolShow, PoolStatus, RolledBack, ScrubStart, Snapshot, SnapshotCreate, SnapshotDelete,
-    SnapshotDeleted, SnapshotDiff, SnapshotList, SnapshotMade, SnapshotSet, SnapshotShow,
-    Snapshots, Tagged, TagsRemove, TagsSet,
+    InstanceSet, InstanceShow, Instances, Job, JobCancel, JobList, JobShow, Jobs, KeyRotate,
+    KeyShow, Keys, KeysRotated, PoolResize, PoolShow, PoolStatus, RolledBack, ScrubStart, Snapshot,
+    SnapshotCreate, SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotList, SnapshotMade,
+    SnapshotSet, SnapshotShow, Snapshots, Tagged, TagsRemove, TagsSet,
 };
 use crate::{Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoShow, Repos};
 
@@ -145,6 +145,8 @@ methods! {
     ChainShow = "chain.show", Read => Chain;
     TagsSet = "tag.set", Admin => Tagged;
     TagsRemove = "tag.remove", Admin => Tagged;
+    KeyShow = "key.show", Read => Keys;
+    KeyRotate = "key.rotate", Admin => KeysRotated;
     PoolShow = "pool.show", Read => PoolStatus;
     PoolResize = "pool.resize", Admin => PoolStatus;
     EventsList = "events.list", Read => EventsPage;

@@ -151,6 +151,9 @@ pub struct Snapshot {
     pub images: Vec<String>,
     pub tags: Tags,
     pub clients: Vec<Client>,
+    /// Whether it is stored as ciphertext, as its disk is.
+    #[serde(default)]
+    pub encrypted: bool,
 }
 
 /// The reply to `snapshot.delete`.

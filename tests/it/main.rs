@@ -16,6 +16,7 @@ mod crash_kill;
 mod crash_power;
 mod daemon;
 mod direct;
+mod encryption;
 mod faults;
 mod filesystems;
 mod format;

@@ -17,6 +17,7 @@ const LINES_MAX: usize = 600;
 const UNSAFE_ALLOWED: &[&str] = &[
     "daemon/src/attach/block.rs",
     "daemon/src/control/peer.rs",
+    "daemon/src/crypt/locked.rs",
     "daemon/src/freeze/kernel.rs",
     "daemon/src/memory.rs",
     "daemon/src/nbd/activation.rs",
@@ -34,6 +35,19 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
         &["crate::attach", "crate::control", "rowd_proto", "crate::meta", "crate::map"],
     ),
     ("daemon/src/control/", &["crate::nbd", "crate::disk", "crate::map", "crate::pool"]),
+    (
+        "daemon/src/crypt/",
+        &[
+            "tokio",
+            "crate::nbd",
+            "crate::disk",
+            "crate::engine",
+            "crate::control",
+            "crate::map",
+            "crate::pool",
+            "crate::meta",
+        ],
+    ),
     ("daemon/src/map/", &["tokio", "crate::nbd", "crate::disk", "crate::engine", "crate::control"]),
     ("daemon/src/pool/", &["tokio", "crate::nbd", "crate::disk", "crate::engine", "crate::map"]),
     (

@@ -36,11 +36,17 @@ pub struct Setup {
     program: PathBuf,
     config: String,
     env: Vec<(String, String)>,
+    credentials: Vec<(String, String)>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Setup { program: tool::built("rowd"), config: SMALL.to_owned(), env: Vec::new() }
+        Setup {
+            program: tool::built("rowd"),
+            config: SMALL.to_owned(),
+            env: Vec::new(),
+            credentials: Vec::new(),
+        }
     }
 }
 
@@ -63,6 +69,22 @@ impl Setup {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A master key for encrypted disks, in hexadecimal digits.
+    #[must_use]
+    pub fn master_key(self, key: &str) -> Self {
+        self.credential("rowd-master-key", key)
+    }
+
+    /// A credential, as the service manager passes it; an empty one takes it away.
+    #[must_use]
+    pub fn credential(mut self, name: &str, content: &str) -> Self {
+        self.credentials.retain(|(kept, _)| kept != name);
+        if !content.is_empty() {
+            self.credentials.push((name.to_owned(), content.to_owned()));
+        }
         self
     }
 
@@ -170,9 +192,26 @@ impl Daemon {
         let log = File::options().create(true).append(true).open(self.file("rowd.log"));
         let mut command = Command::new(&self.setup.program);
         command.arg("--dir").arg(self.dir()).arg("--config").arg(config);
+        self.pass_credentials(&mut command);
         command.envs(self.setup.env.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.expect("open the log"));
         command
+    }
+
+    fn pass_credentials(&self, command: &mut Command) {
+        command.env_remove("CREDENTIALS_DIRECTORY");
+        if self.setup.credentials.is_empty() {
+            return;
+        }
+        let dir = self.file("credentials");
+        if dir.exists() {
+            fs::remove_dir_all(&dir).expect("forget old credentials");
+        }
+        fs::create_dir(&dir).expect("a directory for credentials");
+        for (name, content) in &self.setup.credentials {
+            fs::write(dir.join(name), content).expect("write a credential");
+        }
+        command.env("CREDENTIALS_DIRECTORY", dir);
     }
 
     /// Starts it and waits until it answers.

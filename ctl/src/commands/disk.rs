@@ -29,11 +29,15 @@ pub enum Verb {
     /// Make a disk, blank or from a snapshot or image
     #[command(after_help = "Examples:
   rowctl disk create data1 --size 20GiB
+  rowctl disk create secret1 --size 20GiB --encrypted
   rowctl disk create test1 --from data1@before-upgrade --tag env=test
   rowctl disk create vm1 --from debian-12
   rowctl disk create vm1 --from webserver --with-data
 
-The name of a family of images means its newest image that is not deprecated.")]
+The name of a family of images means its newest image that is not deprecated.
+
+An encrypted disk needs a master key ([encryption] in rowd.toml, rowctl key show). Its snapshots,
+and disks made from them, are encrypted with its key.")]
     Create(Create),
     /// List all disks
     #[command(visible_alias = "ls", after_help = "Example:\n  rowctl disk list -o json")]
@@ -139,6 +143,9 @@ pub struct Create {
     /// The instance whose disk it is; left out: local, this host
     #[arg(long)]
     instance: Option<String>,
+    /// Store it as ciphertext, with a key of its own
+    #[arg(long, conflicts_with = "with_data")]
+    encrypted: bool,
 }
 
 #[derive(Args, Debug)]
@@ -261,6 +268,9 @@ pub struct Import {
     size: Option<Size>,
     #[command(flatten)]
     about: About,
+    /// Store the disk as ciphertext, with a key of its own
+    #[arg(long)]
+    encrypted: bool,
 }
 
 pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
@@ -293,7 +303,7 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
 }
 
 fn create(args: Create, context: &Context) -> Result<()> {
-    let Create { name, size, from, with_data, about, instance } = args;
+    let Create { name, size, from, with_data, about, instance, encrypted } = args;
     let (size, (description, tags)) = (size.map(|size| size.0), about.parts());
     let mut client = context.client()?;
     if let Some(image) = from.clone().filter(|_| with_data) {
@@ -301,7 +311,7 @@ fn create(args: Create, context: &Context) -> Result<()> {
         let disks = client.call(&request)?.disks;
         return print_all(&disks, context);
     }
-    let request = DiskCreate { name, size, from, description, tags, instance };
+    let request = DiskCreate { name, size, from, description, tags, instance, encrypted };
     let disk = client.call(&request)?;
     print(&disk, context)?;
     tell_of_data(&disk, &mut client, context)
@@ -430,6 +440,7 @@ fn fields(disk: &Disk, output: &Output) -> String {
     fields.add("exclusive", render::bytes(disk.exclusive_bytes));
     fields.add("created", output.full_time(disk.created_at));
     fields.add_some("mode", disk.read_only.then_some("read-only"));
+    fields.add_some("encrypted", encrypted(disk));
     fields.add_some(
         "origin",
         disk.origin.as_ref().map(|origin| match origin.exists {
@@ -471,14 +482,26 @@ fn device(attachment: &Attachment) -> String {
     }
 }
 
+/// Whether a disk is encrypted, and whether there is a key for it.
+fn encrypted(disk: &Disk) -> Option<String> {
+    disk.encrypted.then(|| match &disk.locked {
+        None => "yes".to_owned(),
+        Some(why) => format!("yes, and it cannot be used: {why}"),
+    })
+}
+
 /// What is unusual about a disk.
 fn note(disk: &Disk) -> String {
+    let encrypted = disk.encrypted.then(|| match disk.locked {
+        None => "encrypted".to_owned(),
+        Some(_) => "encrypted, no key".to_owned(),
+    });
     let read_only = disk.read_only.then(|| "read-only".to_owned());
     let attached = disk.attachment.as_ref().map(|attachment| match attachment.state {
         AttachmentState::Failed => format!("{} failed", attachment.device),
         AttachmentState::Attached | AttachmentState::Pending => attachment.device.clone(),
     });
-    read_only.into_iter().chain(attached).collect::<Vec<_>>().join(", ")
+    encrypted.into_iter().chain(read_only).chain(attached).collect::<Vec<_>>().join(", ")
 }
 
 fn table(disks: &[Disk], output: &Output) -> String {

@@ -17,6 +17,7 @@ pub mod group;
 pub mod image;
 pub mod instance;
 pub mod job;
+pub mod key;
 pub mod pool;
 pub mod repo;
 pub mod scrub;
@@ -56,6 +57,7 @@ pub fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Freeze(verb) => freeze::run(verb, context),
         Command::Chain(verb) => chain::run(verb, context),
         Command::Tag(verb) => tag::run(verb, context),
+        Command::Key(verb) => key::run(verb, context),
         Command::Pool(verb) => pool::run(verb, context),
         Command::Repo(verb) => repo::run(verb, context),
         Command::Status => status::run(context),

@@ -346,6 +346,7 @@ fn fields(snapshot: &Snapshot, output: &Output) -> String {
     fields.add("kind", kind(snapshot.kind));
     fields.add("consistency", snapshot.consistency.name());
     fields.add("status", status(snapshot));
+    fields.add_some("encrypted", snapshot.encrypted.then_some("yes"));
     fields.add_some("parent", snapshot.parent.clone());
     fields.add_some("expires", snapshot.expires_at.map(|at| output.full_time(at)));
     fields.add_some("disks made", Some(snapshot.made_disks.join(", ")));
@@ -408,6 +409,9 @@ pub fn table(snapshots: &[Snapshot], output: &Output) -> String {
 
 fn note(snapshot: &Snapshot, output: &Output) -> String {
     let mut notes = Vec::new();
+    if snapshot.encrypted {
+        notes.push("encrypted".to_owned());
+    }
     if let Some(at) = snapshot.expires_at {
         notes.push(format!("expires {}", output.time(at)));
     }

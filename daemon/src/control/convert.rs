@@ -71,6 +71,8 @@ pub(super) fn disk(info: DiskInfo) -> proto::Disk {
         tags: info.tags,
         clients: info.clients.into_iter().map(client).collect(),
         attachment: info.attachment.map(attachment),
+        encrypted: info.encrypted,
+        locked: info.locked,
     }
 }
 
@@ -146,6 +148,7 @@ pub(super) fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
         images: info.images.iter().map(ImageId::to_string).collect(),
         tags: info.tags,
         clients: info.clients.into_iter().map(client).collect(),
+        encrypted: info.encrypted,
     }
 }
 

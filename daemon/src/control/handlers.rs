@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use super::convert::{chain, diff_range, disk, error_body, event, job, pool_status, snapshot};
 use super::instances;
 use super::resolve::{self, Object, Origin};
-use super::{Services, attach, freezing, groups, images, repos};
+use super::{Services, attach, freezing, groups, images, keys, repos};
 
 /// Ranges in a page of a diff unless the client asks for more.
 const DIFF_PAGE_DEFAULT: u32 = 1000;
@@ -117,6 +117,8 @@ pub(super) fn call(
         Method::ChainShow => ask.reply(chain_show),
         Method::TagsSet => ask.reply(tags_set),
         Method::TagsRemove => ask.reply(tags_remove),
+        Method::KeyShow => ask.reply(keys::show),
+        Method::KeyRotate => ask.reply(keys::rotate),
         Method::PoolShow => ask.reply(pool_show),
         Method::PoolResize => ask.reply(pool_resize),
         Method::EventsList => ask.reply(events_list),
@@ -177,8 +179,8 @@ fn disk_create(engine: &Arc<Engine>, by: Actor, ask: proto::DiskCreate) -> Resul
         Some(Origin::Image(id)) => (None, Some(id)),
     };
     let instance = ask.instance.map(|name| resolve::instance(engine, &name)).transpose()?;
-    let proto::DiskCreate { name, size, description, tags, .. } = ask;
-    let spec = DiskSpec { name, size, from, image, description, tags, instance };
+    let proto::DiskCreate { name, size, description, tags, encrypted, .. } = ask;
+    let spec = DiskSpec { name, size, from, image, description, tags, instance, encrypted };
     engine.disk_create(by, spec).map(disk)
 }
 

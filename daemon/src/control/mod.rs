@@ -14,6 +14,7 @@ mod groups;
 mod handlers;
 mod images;
 mod instances;
+mod keys;
 mod peer;
 mod repos;
 mod resolve;

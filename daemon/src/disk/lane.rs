@@ -49,6 +49,8 @@ pub struct Lane {
     pub(super) located: Vec<Located>,
     pub(super) staged: Staged,
     pub(super) crcs: Vec<u32>,
+    /// Buffers for ciphertext, of an encrypted disk only.
+    pub(super) spare: Vec<Vec<u8>>,
     /// The last record appended that the end of the process could still lose.
     pub(super) unsettled: Option<Seq>,
     lease: Option<Run>,
@@ -67,6 +69,7 @@ impl Lane {
             located: Vec::new(),
             staged: Staged::default(),
             crcs: Vec::new(),
+            spare: Vec::new(),
             unsettled: None,
             lease: None,
             flushes_in_lease: 0,

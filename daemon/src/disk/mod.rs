@@ -2,6 +2,7 @@
 //!
 //! Invariants: a read returns what was written or an error, never other bytes: each block's CRC32C is
 //! checked on every read; a request that ends in the middle of a block changes no byte outside its range.
+//! What is stored of an encrypted disk is ciphertext, and checksums are of what is stored.
 //! Absent: names, ids and policies (`engine/`), and the protocol (`nbd/`).
 
 pub mod lane;
@@ -12,6 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::crypt::Sealing;
 use crate::error::Result;
 use crate::map::leaf::Entry;
 use crate::map::view::{Shared, View};
@@ -32,6 +34,7 @@ pub struct Disk {
     pub label: String,
     pub view: Arc<View>,
     pub shared: Arc<Shared>,
+    pub sealing: Sealing,
     witness: Arc<dyn Witness>,
     size: AtomicU64,
     read_only: AtomicBool,
@@ -51,11 +54,22 @@ impl Disk {
         size: u64,
         view: Arc<View>,
         shared: Arc<Shared>,
+        sealing: Sealing,
         witness: Arc<dyn Witness>,
     ) -> Arc<Disk> {
         let read_only = AtomicBool::new(!view.writable);
         let size = AtomicU64::new(size);
-        Arc::new(Disk { label, view, shared, witness, size, read_only })
+        Arc::new(Disk { label, view, shared, sealing, witness, size, read_only })
+    }
+
+    /// The same disk, with another sealing, for those who open it from now on.
+    #[must_use]
+    pub fn with_sealing(&self, sealing: Sealing) -> Arc<Disk> {
+        let (view, shared) = (Arc::clone(&self.view), Arc::clone(&self.shared));
+        let (label, witness) = (self.label.clone(), Arc::clone(&self.witness));
+        let disk = Disk::new(label, self.size(), view, shared, sealing, witness);
+        disk.set_read_only(self.is_read_only());
+        disk
     }
 
     /// Size in bytes.

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use super::lane::Lane;
-use super::{Extent, blocks_of};
+use super::{Disk, Extent, blocks_of};
+use crate::crypt::Place;
 use crate::error::{Error, Result};
 use crate::map::leaf::Entry;
 use crate::pool::crc32c;
@@ -19,7 +20,24 @@ use crate::units::{BLOCK_BYTES, BLOCK_SIZE, ByteRange, Lba, Pbn};
 pub(super) struct Located {
     lba: Lba,
     /// `None` reads as zeros.
-    stored: Option<(Pbn, u32)>,
+    stored: Option<Stored>,
+}
+
+/// Where a block is, and how to tell and read it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stored {
+    pub(super) pbn: Pbn,
+    pub(super) crc: u32,
+    pub(super) salt: u32,
+}
+
+impl Stored {
+    pub(super) fn of(entry: Entry) -> Option<Stored> {
+        match entry {
+            Entry::Data { pbn, crc, salt, .. } => Some(Stored { pbn, crc, salt }),
+            Entry::Hole | Entry::Zero => None,
+        }
+    }
 }
 
 /// One of several ranges that are read together.
@@ -55,11 +73,7 @@ impl Lane {
         self.located.clear();
         let located = &mut self.located;
         disk.view.look_up(&disk.shared, blocks, |lba, entry| {
-            let stored = match entry {
-                Entry::Data { pbn, crc, .. } => Some((pbn, crc)),
-                Entry::Hole | Entry::Zero => None,
-            };
-            located.push(Located { lba, stored });
+            located.push(Located { lba, stored: Stored::of(entry) });
         })?;
         Ok(Nowait::Done)
     }
@@ -150,7 +164,7 @@ impl Lane {
             while at < span.end {
                 let run = self.run_at(at, span.end);
                 let (now, behind) = rest.split_at_mut(run * BLOCK_BYTES);
-                list.extend(self.located[at].stored.map(|(pbn, _)| (pbn.offset(), now)));
+                list.extend(self.located[at].stored.map(|stored| (stored.pbn.offset(), now)));
                 (at, rest) = (at + run, behind);
             }
         }
@@ -170,9 +184,10 @@ impl Lane {
         }
         let (from, mut holes) = (self.located.len(), false);
         let located = &mut self.located;
-        let found = self.disk.view.look_up(&self.disk.shared, blocks, |lba, entry| match entry {
-            Entry::Data { pbn, crc, .. } => located.push(Located { lba, stored: Some((pbn, crc)) }),
-            Entry::Hole | Entry::Zero => holes = true,
+        let found = self.disk.view.look_up(&self.disk.shared, blocks, |lba, entry| {
+            let stored = Stored::of(entry);
+            holes |= stored.is_none();
+            located.push(Located { lba, stored });
         });
         if found.is_err() || holes {
             self.located.truncate(from);
@@ -193,10 +208,10 @@ impl Lane {
 
     /// Number of located blocks from `at` that can be read at once.
     fn run_at(&self, at: usize, to: usize) -> usize {
-        let mut expected = self.located[at].stored.map(|(pbn, _)| pbn);
+        let mut expected = self.located[at].stored.map(|stored| stored.pbn);
         let rest = self.located[at..to].iter();
         rest.take_while(|block| {
-            let alike = block.stored.map(|(pbn, _)| pbn) == expected;
+            let alike = block.stored.map(|stored| stored.pbn) == expected;
             expected = expected.map(|pbn| Pbn(pbn.0 + 1));
             alike
         })
@@ -211,7 +226,7 @@ impl Lane {
             let run = self.run_at(at, to);
             let (now, behind) = rest.split_at_mut(run * BLOCK_BYTES);
             match self.located[at].stored {
-                Some((pbn, _)) => list.push((pbn.offset(), now)),
+                Some(stored) => list.push((stored.pbn.offset(), now)),
                 None => now.fill(0),
             }
             (at, rest) = (at + run, behind);
@@ -221,7 +236,7 @@ impl Lane {
     }
 
     fn fetch_run(&self, at: usize, out: &mut [u8], wait: Wait) -> Result<Nowait> {
-        let Some((pbn, _)) = self.located[at].stored else {
+        let Some(Stored { pbn, .. }) = self.located[at].stored else {
             out.fill(0);
             return Ok(Nowait::Done);
         };
@@ -237,18 +252,35 @@ impl Lane {
         self.verify(at, out).map(|()| Nowait::Done)
     }
 
-    /// Compares blocks with their checksums, from the located one `at` on.
-    fn verify(&self, at: usize, out: &[u8]) -> Result<()> {
-        for (block, bytes) in self.located[at..].iter().zip(out.chunks_exact(BLOCK_BYTES)) {
-            let Some((pbn, crc)) = block.stored else { continue };
-            if crc32c(bytes) != crc {
-                self.disk.report_corrupt(block.lba, pbn);
-                return Err(Error::corrupt(format!(
-                    "block {} of {} is not what was written",
-                    block.lba, self.disk.label
-                )));
+    /// Compares blocks with their checksums, from the located one `at` on, and decrypts them.
+    fn verify(&self, at: usize, out: &mut [u8]) -> Result<()> {
+        for (block, bytes) in self.located[at..].iter().zip(out.chunks_exact_mut(BLOCK_BYTES)) {
+            if let Some(stored) = block.stored {
+                self.disk.verify(block.lba, stored, bytes)?;
             }
         }
         Ok(())
+    }
+}
+
+impl Disk {
+    /// Compares a block as it is stored with its checksum, and decrypts it if it is encrypted.
+    #[inline]
+    pub(super) fn verify(&self, lba: Lba, stored: Stored, bytes: &mut [u8]) -> Result<()> {
+        let Stored { pbn, crc, salt } = stored;
+        if crc32c(bytes) != crc {
+            self.report_corrupt(lba, pbn);
+            let message = format!("block {lba} of {} is not what was written", self.label);
+            return Err(Error::corrupt(message));
+        }
+        match (self.sealing.cipher()?, salt) {
+            (None, 0) => Ok(()),
+            (Some(cipher), 1..) => {
+                cipher.open(Place { lba, pbn, salt }, bytes);
+                Ok(())
+            }
+            // Never the wrong bytes: a key without its block, or a block without its key.
+            _ => Err(Error::corrupt(format!("block {lba} of {} is not of its key", self.label))),
+        }
     }
 }

@@ -5,15 +5,18 @@
 //! still the one that was read (hazard H5); results are in the order of the requests.
 //! Absent: replies and flushes.
 
+use std::cell::OnceCell;
 use std::io::IoSlice;
 
 use super::lane::Lane;
-use crate::error::{Error, ErrorKind, Result};
+use super::read::Stored;
+use crate::crypt::{Cipher, Place, Sealing};
+use crate::error::{Error, Result};
 use crate::faults;
 use crate::map::leaf::Entry;
 use crate::pool::allocator::Run;
 use crate::pool::crc32c;
-use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, ByteRange, Lba, LeafIndex};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, ByteRange, Lba, LeafIndex, Pbn};
 
 /// Mapped leaves that are zeroed or trimmed under one lock: 256 MiB of data.
 const CLEAR_LEAVES: usize = 1024;
@@ -21,6 +24,8 @@ const CLEAR_LEAVES: usize = 1024;
 const CLEAR_SPAN: u64 = 1 << 21;
 /// Zero blocks written at a time when zeros have to take space.
 const ZERO_BYTES: usize = 1 << 20;
+/// Bytes of buffers for ciphertext that a lane keeps.
+const SPARE_BYTES: usize = 4 << 20;
 
 /// A change a client asks for. Ranges lie within the disk: the session has checked.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +53,18 @@ pub enum Op<'a> {
 struct Gather<'a> {
     stretches: Vec<Stretch>,
     buffers: Vec<IoSlice<'a>>,
+}
+
+/// Where the ciphertext of one request is until it is written.
+type Sealed = OnceCell<Vec<u8>>;
+
+/// Whole blocks to write.
+#[derive(Clone, Copy)]
+struct Whole<'a> {
+    offset: u64,
+    data: &'a [u8],
+    /// Empty; of an encrypted disk only.
+    sealed: Option<&'a Sealed>,
 }
 
 struct Stretch {
@@ -84,12 +101,34 @@ impl Lane {
     }
 
     fn perform<'a>(&mut self, ops: &[Op<'a>], results: &mut Vec<Result<()>>) {
+        let sealed: Vec<Sealed> = match self.disk.sealing {
+            Sealing::Plain => Vec::new(),
+            _ => ops.iter().map(|_| Sealed::new()).collect(),
+        };
+        self.perform_with(&sealed, ops, results);
+        let mut kept: usize = self.spare.iter().map(Vec::capacity).sum();
+        for buffer in sealed.into_iter().filter_map(Sealed::into_inner) {
+            kept += buffer.capacity();
+            if kept > SPARE_BYTES {
+                break;
+            }
+            self.spare.push(buffer);
+        }
+    }
+
+    fn perform_with<'a>(
+        &mut self,
+        sealed: &'a [Sealed],
+        ops: &[Op<'a>],
+        results: &mut Vec<Result<()>>,
+    ) {
         let mut gather = Gather::default();
         let mut open = 0;
-        for op in ops {
+        for (at, op) in ops.iter().enumerate() {
             let staged = match *op {
                 Op::Write { offset, data } if is_aligned(offset, data.len()) => {
-                    self.stage(&mut gather, offset, data, &mut open, results)
+                    let whole = Whole { offset, data, sealed: sealed.get(at) };
+                    self.stage(&mut gather, whole, &mut open, results)
                 }
                 other => {
                     self.settle(&mut gather, &mut open, results);
@@ -112,8 +151,7 @@ impl Lane {
     fn stage<'a>(
         &mut self,
         gather: &mut Gather<'a>,
-        offset: u64,
-        data: &'a [u8],
+        Whole { offset, data, sealed }: Whole<'a>,
         open: &mut usize,
         results: &mut Vec<Result<()>>,
     ) -> Result<()> {
@@ -123,19 +161,43 @@ impl Lane {
             self.settle(gather, open, results);
         }
         // All space first: a request that does not fit must leave nothing behind.
+        let cipher = self.disk.sealing.cipher()?.cloned();
         let runs = self.allocate_all(blocks)?;
         let mut lba = offset / BLOCK_SIZE;
-        let mut rest = data;
+        let (mut rest, mut salt) = (data, 0);
+        if let (Some(cipher), Some(sealed)) = (cipher, sealed) {
+            salt = cipher.salts.next();
+            rest = sealed.get_or_init(|| self.seal(&cipher, salt, Lba(lba), &runs, data));
+        }
         for run in runs {
             let (piece, behind) = rest.split_at(run.len as usize * BLOCK_BYTES);
             self.crcs.clear();
             self.crcs.extend(piece.chunks_exact(BLOCK_BYTES).map(crc32c));
-            self.staged.write(Lba(lba), run.start, &self.crcs);
+            self.staged.write(Lba(lba), run.start, salt, &self.crcs);
             gather.add(run.start.offset(), piece);
             lba += u64::from(run.len);
             rest = behind;
         }
         Ok(())
+    }
+
+    /// The ciphertext of whole blocks that go to these runs.
+    fn seal(
+        &mut self,
+        cipher: &Cipher,
+        salt: u32,
+        first: Lba,
+        runs: &[Run],
+        data: &[u8],
+    ) -> Vec<u8> {
+        let mut out = self.spare.pop().unwrap_or_default();
+        out.resize(data.len(), 0);
+        let places = runs.iter().flat_map(|run| (0..u64::from(run.len)).map(|at| run.start.0 + at));
+        let blocks = data.chunks_exact(BLOCK_BYTES).zip(out.chunks_exact_mut(BLOCK_BYTES));
+        for (((plain, out), pbn), lba) in blocks.zip(places).zip(first.0..) {
+            cipher.seal(Place { lba: Lba(lba), pbn: Pbn(pbn), salt }, plain, out);
+        }
+        out
     }
 
     fn allocate_all(&mut self, blocks: usize) -> Result<Vec<Run>> {
@@ -277,10 +339,12 @@ impl Lane {
         loop {
             let expect = self.read_edges(range, bytes, &mut whole)?;
             whole[skip..skip + data.len()].copy_from_slice(data);
+            let sealed = Sealed::new();
             let mut gather = Gather::default();
             self.staged.clear();
+            let blocks = Whole { offset: bytes.start, data: &whole, sealed: Some(&sealed) };
             let written = self
-                .stage(&mut gather, bytes.start, &whole, &mut 0, &mut Vec::new())
+                .stage(&mut gather, blocks, &mut 0, &mut Vec::new())
                 .and_then(|()| self.write_gathered(&mut gather));
             let outcome = written.and_then(|()| self.commit(&expect));
             self.give_back_unless(outcome.as_ref().is_ok_and(|done| *done));
@@ -324,17 +388,13 @@ impl Lane {
     }
 
     fn read_entry(&self, found: Option<(Lba, Entry)>, out: &mut [u8]) -> Result<()> {
-        let Some((lba, Entry::Data { pbn, crc, .. })) = found else {
+        let stored = found.and_then(|(lba, entry)| Some((lba, Stored::of(entry)?)));
+        let Some((lba, stored)) = stored else {
             out.fill(0);
             return Ok(());
         };
-        self.disk.shared.pool.file.read(pbn.offset(), out)?;
-        if crc32c(out) == crc {
-            return Ok(());
-        }
-        self.disk.report_corrupt(lba, pbn);
-        let label = &self.disk.label;
-        Err(Error::new(ErrorKind::Corrupt, format!("block {lba} of {label} is damaged")))
+        self.disk.shared.pool.file.read(stored.pbn.offset(), out)?;
+        self.disk.verify(lba, stored, out)
     }
 
     /// Returns the blocks of a record that was not committed.

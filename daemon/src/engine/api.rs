@@ -44,6 +44,8 @@ pub struct DiskSpec {
     pub tags: Tags,
     /// Whose disk it is; `None` is this host.
     pub instance: Option<InstanceId>,
+    /// Stored as ciphertext; implied by a snapshot that is.
+    pub encrypted: bool,
 }
 
 /// Changes to a disk; `None` leaves a property as it is.
@@ -233,6 +235,9 @@ pub struct DiskInfo {
     pub tags: Tags,
     pub clients: Vec<ClientInfo>,
     pub attachment: Option<AttachmentInfo>,
+    pub encrypted: bool,
+    /// Why there is no key for it, if there is none.
+    pub locked: Option<String>,
 }
 
 /// The kernel device of a disk.
@@ -296,6 +301,8 @@ pub struct SnapshotInfo {
     pub made_disks: Vec<DiskId>,
     /// Images that are made of it; while there are any it stays.
     pub images: Vec<ImageId>,
+    /// As its disk is.
+    pub encrypted: bool,
     pub tags: Tags,
     pub clients: Vec<ClientInfo>,
 }
@@ -416,4 +423,30 @@ pub struct ScrubReport {
     pub bytes: u64,
     /// One line per bad block: disk, offset, snapshots.
     pub bad: Vec<String>,
+}
+
+/// Master keys, and the keys they wrap.
+#[derive(Clone, Debug)]
+pub struct KeysInfo {
+    /// Where the master key is expected.
+    pub source: String,
+    /// The id of the master key, if there is one.
+    pub master: Option<String>,
+    /// Why there is none.
+    pub trouble: Option<String>,
+    /// Why the previous master key cannot be read, if it cannot.
+    pub previous_trouble: Option<String>,
+    pub keys: Vec<KeyInfo>,
+}
+
+/// The key of a family of disks and snapshots that share blocks.
+#[derive(Clone, Debug)]
+pub struct KeyInfo {
+    /// The id of the master key that wraps it.
+    pub master: String,
+    /// The disks of the family, by name.
+    pub disks: Vec<(DiskId, String)>,
+    pub snapshots: u64,
+    /// Why it cannot be used, if it cannot.
+    pub locked: Option<String>,
 }

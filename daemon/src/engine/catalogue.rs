@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::api::{Actor, Consistency, SnapshotKind, Tags};
 use super::repos::RepoRecord;
+use crate::crypt::master::Wrapped;
 use crate::error::{Error, Result};
 use crate::units::{DiskId, Epoch, GroupId, ImageId, InstanceId, SnapshotId, TreeId};
 pub use image::{DataRecord, ImageRecord};
@@ -121,6 +122,9 @@ pub struct MemberRecord {
 pub struct NewDisk {
     pub disk: DiskRecord,
     pub parent: Option<Epoch>,
+    /// The key of a new family of encrypted disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Wrapped>,
 }
 
 /// A head that is frozen as a snapshot; the disk goes on under the new head `head`.
@@ -158,6 +162,13 @@ impl From<Kind> for SnapshotKind {
             Kind::Undo => SnapshotKind::Undo,
         }
     }
+}
+
+/// The key of a family of disks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRecord {
+    pub tree: TreeId,
+    pub wrapped: Wrapped,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,6 +287,10 @@ pub enum Op {
     RepoRemove {
         name: String,
     },
+    /// The keys of families of disks, wrapped anew.
+    KeyRotate {
+        keys: Vec<KeyRecord>,
+    },
     /// Something happened that is told and changes nothing.
     Note {
         kind: String,
@@ -308,6 +323,7 @@ impl Op {
             Op::ImageDeploy { id, .. } => ("image.deploy", id.as_str()),
             Op::RepoAdd { repo } => ("repo.add", repo.name.as_str()),
             Op::RepoRemove { name } => ("repo.remove", name.as_str()),
+            Op::KeyRotate { .. } => ("key.rotate", "pool"),
             Op::Note { kind, object } => (kind, object),
         }
     }
@@ -337,6 +353,8 @@ pub struct Catalogue {
     pub instances: BTreeMap<InstanceId, InstanceRecord>,
     pub images: BTreeMap<ImageId, ImageRecord>,
     pub repos: BTreeMap<String, RepoRecord>,
+    /// Wrapped, of the families of encrypted disks.
+    pub keys: BTreeMap<TreeId, Wrapped>,
     pub events: VecDeque<EventRecord>,
     pub next_tree: u32,
     names: HashMap<String, DiskId>,
@@ -357,6 +375,12 @@ impl Catalogue {
                 "instance" => self.put_instance(decode(&key, &value)?),
                 "image" => self.put_image(decode(&key, &value)?),
                 "repo" => self.put_repo(decode(&key, &value)?),
+                "key" => {
+                    let tree = key.split_once('/').and_then(|(_, id)| id.parse().ok());
+                    let tree =
+                        tree.ok_or_else(|| Error::corrupt(format!("catalogue key {key}")))?;
+                    self.keys.insert(TreeId(tree), decode(&key, &value)?);
+                }
                 "event" => self.events.push_back(decode(&key, &value)?),
                 _ => {}
             }
@@ -421,6 +445,22 @@ impl Catalogue {
     pub fn remove_repo(&mut self, name: &str) -> Option<RepoRecord> {
         self.dirty.insert(format!("repo/{name}"));
         self.repos.remove(name)
+    }
+
+    pub fn put_key(&mut self, tree: TreeId, key: Wrapped) {
+        self.dirty.insert(format!("key/{tree}"));
+        self.keys.insert(tree, key);
+    }
+
+    /// Forgets the key of a family that has no disk and no snapshot left; whether it did.
+    pub fn drop_unused_key(&mut self, tree: TreeId) -> bool {
+        let used = self.disks.values().any(|disk| disk.tree == tree)
+            || self.snapshots.values().any(|snapshot| snapshot.tree == tree);
+        if used || self.keys.remove(&tree).is_none() {
+            return false;
+        }
+        self.dirty.insert(format!("key/{tree}"));
+        true
     }
 
     /// Adds the event of an entry.
@@ -490,6 +530,10 @@ impl Catalogue {
                 "instance" => self.instances.get(&InstanceId::from(id)).map(encode).transpose()?,
                 "image" => self.images.get(&ImageId::from(id)).map(encode).transpose()?,
                 "repo" => self.repos.get(id).map(encode).transpose()?,
+                "key" => {
+                    let tree = id.parse().map(TreeId).ok();
+                    tree.and_then(|tree| self.keys.get(&tree)).map(encode).transpose()?
+                }
                 _ => {
                     let seq: u64 = id.parse().unwrap_or(0);
                     let at = seq.checked_sub(first).and_then(|at| usize::try_from(at).ok());

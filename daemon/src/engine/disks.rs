@@ -27,15 +27,16 @@ impl Engine {
     pub fn disk_create(&self, by: Actor, spec: DiskSpec) -> Result<DiskInfo> {
         let _shape = self.shape.lock();
         self.check_new_disk_name(&spec.name)?;
-        let instance = spec.instance.map(|id| self.owner(&id)).transpose()?.flatten();
+        let instance = spec.instance.as_ref().map(|id| self.owner(id)).transpose()?.flatten();
         let image = spec.image.as_ref().map(|id| self.image_record(id)).transpose()?;
-        let from = image.map(|image| image.system).or(spec.from);
+        let from = image.map(|image| image.system).or(spec.from.clone());
         let origin = from.as_ref().map(|id| self.snapshot_record(id)).transpose()?;
         let size = disk_size(spec.size, origin.as_ref())?;
         let (tree, parent) = match &origin {
             Some(snapshot) => (snapshot.tree, Some(snapshot.node)),
             None => (TreeId(self.catalogue.read().next_tree.max(1)), None),
         };
+        let key = self.key_of_new(&spec, origin.as_ref())?;
         let head = self.tree(tree).next_epoch()?;
         let id = DiskId::random()?;
         let message = match (&spec.image, &from) {
@@ -58,7 +59,7 @@ impl Engine {
             instance,
             attachment: None,
         };
-        self.change(by, Op::DiskCreate(NewDisk { disk, parent }), message)?;
+        self.change(by, Op::DiskCreate(NewDisk { disk, parent, key }), message)?;
         self.disk(&id)
     }
 

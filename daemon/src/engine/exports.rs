@@ -32,7 +32,7 @@ pub struct ExportRecord {
     pub description: String,
     pub size: u64,
     pub read_only: bool,
-    subject: Subject,
+    pub(super) subject: Subject,
 }
 
 impl Engine {
@@ -99,6 +99,7 @@ impl Engine {
         hangup: Hangup,
     ) -> Result<Target> {
         let export = self.export(name)?;
+        self.check_unlocked(&export)?;
         let info =
             ClientInfo { export: export.name, pid, peer: peer.to_owned(), connected_at: now() };
         // Listed first: from here on nobody changes the disk under us.
@@ -122,7 +123,9 @@ impl Engine {
         let view = View::new(&tree, &self.shared.budget, snapshot.node, false);
         let witness = Arc::clone(&self.corrupt) as Arc<dyn Witness>;
         let label = self.of_snapshot(snapshot).name;
-        let disk = Disk::new(label, snapshot.size, view, Arc::clone(&self.shared), witness);
+        let shared = Arc::clone(&self.shared);
+        let sealing = self.sealing(&self.catalogue.read(), snapshot.tree);
+        let disk = Disk::new(label, snapshot.size, view, shared, sealing, witness);
         opened.insert(snapshot.id.clone(), Arc::downgrade(&disk));
         disk
     }

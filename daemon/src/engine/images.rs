@@ -246,6 +246,7 @@ impl Engine {
         let instance = deploy.instance.as_ref().map(|id| self.owner(id)).transpose()?.flatten();
         let parts = self.parts(&image)?;
         let places = self.places(&parts)?;
+        let encrypted = places.first().is_some_and(|(tree, _)| self.is_encrypted(*tree));
         let at = now();
         let mut disks = Vec::with_capacity(parts.len());
         for (number, (part, (tree, head))) in parts.iter().zip(places).enumerate() {
@@ -257,6 +258,11 @@ impl Engine {
             let (size, origin, parent) = match part {
                 Part::Of(from) => (from.size, Some(from.id.clone()), Some(from.node)),
                 Part::Blank(size) => (*size, None, None),
+            };
+            // An empty one is as the system disk is, which comes first.
+            let key = match part {
+                Part::Blank(_) if encrypted => Some(self.new_key(&name)?),
+                _ => None,
             };
             let disk = DiskRecord {
                 id: DiskId::random()?,
@@ -273,7 +279,7 @@ impl Engine {
                 instance: instance.clone(),
                 attachment: None,
             };
-            disks.push(NewDisk { disk, parent });
+            disks.push(NewDisk { disk, parent, key });
         }
         let ids: Vec<DiskId> = disks.iter().map(|new| new.disk.id.clone()).collect();
         let message = format!("{} disks made from image {}", disks.len(), image.name);

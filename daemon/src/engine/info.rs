@@ -9,6 +9,7 @@ use super::Engine;
 use super::api::{Actor, ChainInfo, DiskInfo, Event, PoolStatus, SnapshotInfo, SnapshotStatus};
 use super::catalogue::{DiskRecord, Kind, SnapshotRecord};
 use super::clients::Subject;
+use crate::crypt::Sealing;
 use crate::error::{Error, Result};
 use crate::map::leaf::Entry;
 use crate::map::lineage::Lineage;
@@ -244,7 +245,10 @@ impl Engine {
             let name = catalogue.images.get(&id).map(|image| image.name.clone());
             (id, name)
         });
+        let sealing = self.sealing(&catalogue, record.tree);
         Ok(DiskInfo {
+            encrypted: !matches!(sealing, Sealing::Plain),
+            locked: sealing.cipher().err().map(|error| error.message().to_owned()),
             clients: self.clients.of(&Subject::Disk(record.id.clone())),
             id: record.id,
             name: record.name,
@@ -274,6 +278,7 @@ impl Engine {
             catalogue.snapshots.values().find(here).map(|s| s.id.clone())
         });
         Ok(SnapshotInfo {
+            encrypted: catalogue.keys.contains_key(&record.tree),
             clients: self.clients.of(&Subject::Snapshot(record.id.clone())),
             made_disks: catalogue.made_from(&record.id),
             images: catalogue.images_with(&record.id).iter().map(|one| one.id.clone()).collect(),

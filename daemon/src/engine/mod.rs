@@ -21,6 +21,7 @@ pub mod images;
 mod info;
 pub mod instances;
 mod jobs;
+pub mod keys;
 mod names;
 mod recovery;
 pub mod repos;
@@ -38,6 +39,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockWriteGuard};
 
+use crate::crypt;
 use crate::disk::{Disk, Witness};
 use crate::error::{Error, Result};
 use crate::faults;
@@ -81,6 +83,8 @@ pub struct Settings {
     pub checkpoint_every: Duration,
     /// Bytes per second a scrub reads unless told otherwise.
     pub scrub_rate: u64,
+    /// Where master keys are.
+    pub encryption: crypt::master::Settings,
     /// Whether background threads run; tests drive the work themselves.
     pub background: bool,
 }
@@ -93,6 +97,7 @@ pub struct Engine {
     catalogue: RwLock<Catalogue>,
     trees: RwLock<BTreeMap<TreeId, Arc<Tree>>>,
     disks: RwLock<HashMap<DiskId, Arc<Disk>>>,
+    keys: keys::Keys,
     /// Snapshots opened as exports.
     opened: Mutex<HashMap<SnapshotId, Weak<Disk>>>,
     /// Held by whoever changes the shape of trees.
@@ -308,15 +313,21 @@ impl Engine {
             Op::RepoRemove { name } => {
                 known(catalogue.remove_repo(&name))?;
             }
+            Op::KeyRotate { keys } => {
+                keys.into_iter().for_each(|key| catalogue.put_key(key.tree, key.wrapped));
+            }
             Op::Note { .. } => {}
         }
         Ok(())
     }
 
-    fn apply_new_disk(&self, catalogue: &mut Catalogue, NewDisk { disk, parent }: NewDisk) {
+    fn apply_new_disk(&self, catalogue: &mut Catalogue, NewDisk { disk, parent, key }: NewDisk) {
         let tree = self.tree(disk.tree);
         tree.add(disk.head, parent);
-        self.go_live(&disk, &tree);
+        if let Some(key) = key {
+            catalogue.put_key(disk.tree, key);
+        }
+        self.go_live(catalogue, &disk, &tree);
         catalogue.put_disk(disk);
     }
 
@@ -351,7 +362,7 @@ impl Engine {
             tree.add(next, parent);
             disk.head = next;
             disk.size = size;
-            self.go_live(&disk, &tree);
+            self.go_live(catalogue, &disk, &tree);
             catalogue.put_disk(disk);
             catalogue.put_snapshot(undo);
         }
@@ -361,6 +372,7 @@ impl Engine {
     fn apply_snapshot_delete(&self, catalogue: &mut Catalogue, id: &SnapshotId) -> Result<()> {
         let snapshot = known(catalogue.remove_snapshot(id))?;
         self.tree(snapshot.tree).release(snapshot.node);
+        self.forget_unused_key(catalogue, snapshot.tree);
         self.reclaim_wanted.raise();
         Ok(())
     }
@@ -386,16 +398,18 @@ impl Engine {
             catalogue.remove_snapshot(&snapshot.id);
             tree.release(snapshot.node);
         }
+        self.forget_unused_key(catalogue, disk.tree);
         self.reclaim_wanted.raise();
         Ok(())
     }
 
     /// Makes a disk's head usable.
-    fn go_live(&self, disk: &DiskRecord, tree: &Arc<Tree>) {
+    fn go_live(&self, catalogue: &Catalogue, disk: &DiskRecord, tree: &Arc<Tree>) {
         let view = View::new(tree, &self.shared.budget, disk.head, true);
         let witness = Arc::clone(&self.corrupt) as Arc<dyn Witness>;
         let shared = Arc::clone(&self.shared);
-        let live = Disk::new(disk.name.clone(), disk.size, view, shared, witness);
+        let sealing = self.sealing(catalogue, disk.tree);
+        let live = Disk::new(disk.name.clone(), disk.size, view, shared, sealing, witness);
         live.set_read_only(disk.read_only);
         self.disks.write().insert(disk.id.clone(), live);
     }

@@ -67,6 +67,7 @@ impl Engine {
         closed.superblock.store(&closed.file)?;
         let engine = Engine::without_journal(settings, closed, meta, allocator, &found)?;
         let records = engine.replay(&found, state.applied)?;
+        engine.unlock();
         faults::fail_point("recovery.replayed");
         // From here on a leftover of the old tail can no longer pass for a record.
         engine.shared.pool.append(Kind::Open, &[])?;
@@ -94,12 +95,14 @@ impl Engine {
         });
         let mut records = Catalogue::default();
         records.load(shared.meta.catalogue("")?)?;
+        let encryption = settings.encryption.clone();
         let engine = Engine {
             settings,
             shared,
             catalogue: RwLock::new(records),
             trees: RwLock::default(),
             disks: RwLock::default(),
+            keys: super::keys::Keys::new(&encryption),
             opened: Mutex::default(),
             shape: Mutex::new(()),
             checkpointing: Mutex::new(()),
@@ -138,7 +141,7 @@ impl Engine {
         let mut catalogue = self.catalogue.write();
         catalogue.next_tree = catalogue.next_tree.max(trees);
         for disk in catalogue.disks.values() {
-            self.go_live(disk, &self.tree(disk.tree));
+            self.go_live(&catalogue, disk, &self.tree(disk.tree));
         }
         Ok(())
     }

@@ -45,7 +45,7 @@ impl Tail {
         for change in changes(&record.body) {
             let change = change?;
             self.replace(tree, epoch, change.range(), record.seq);
-            let Change::Write { lba, pbn, crcs } = change else { continue };
+            let Change::Write { lba, pbn, crcs, .. } = change else { continue };
             for ((crc, pbn), lba) in crcs.iter().zip(pbn.0..).zip(lba.0..) {
                 self.newest.insert((tree, epoch, lba), self.written.len());
                 let (pbn, crc) = (Pbn(pbn), u32::from_le_bytes(*crc));

@@ -46,11 +46,11 @@ pub(super) fn apply(
         make_dirty(state, budget, loaded, index, applied)?;
         for lba in part.start..part.end {
             let entry = match change {
-                Change::Write { lba: first, pbn, crcs } => {
+                Change::Write { lba: first, pbn, salt, crcs } => {
                     let at = lba - first.0;
                     let crc = crcs[usize::try_from(at).expect("within the run")];
                     let crc = u32::from_le_bytes(crc);
-                    Entry::Data { pbn: Pbn(pbn.0 + at), birth, crc }
+                    Entry::Data { pbn: Pbn(pbn.0 + at), birth, crc, salt }
                 }
                 Change::Zero(_) => Entry::Zero,
                 Change::Hole(_) => Entry::Hole,

@@ -13,6 +13,10 @@ const TREE_BYTES: usize = 8;
 const WRITE: u32 = 1;
 const ZERO: u32 = 2;
 const HOLE: u32 = 3;
+/// As `WRITE`, with a salt.
+const SEALED: u32 = 4;
+/// Bytes of the head of a write: kind and count, block of the disk, block of the pool, salt.
+const WRITE_BYTES: usize = 24;
 const COUNT_BITS: u32 = 28;
 const COUNT_MASK: u32 = (1 << COUNT_BITS) - 1;
 
@@ -22,8 +26,9 @@ pub const MAX_COUNT: u64 = COUNT_MASK as u64;
 /// One change, borrowed from a record.
 #[derive(Clone, Copy, Debug)]
 pub enum Change<'a> {
-    /// Blocks from `lba` on are now at `pbn` and following, with these checksums.
-    Write { lba: Lba, pbn: Pbn, crcs: &'a [[u8; 4]] },
+    /// Blocks from `lba` on are now at `pbn` and following, with these checksums; encrypted with `salt`
+    /// unless that is zero.
+    Write { lba: Lba, pbn: Pbn, salt: u32, crcs: &'a [[u8; 4]] },
     /// The blocks read as zeros and are known to be zero.
     Zero(BlockRange),
     /// The blocks are trimmed.
@@ -67,13 +72,17 @@ impl Staged {
     /// Whether `blocks` more written blocks in `runs` runs still fit the record.
     #[must_use]
     pub fn has_room(&self, blocks: usize, runs: usize) -> bool {
-        HEADER_BYTES + self.body.len() + blocks * 4 + runs * 20 <= MAX_RECORD
+        HEADER_BYTES + self.body.len() + blocks * 4 + runs * WRITE_BYTES <= MAX_RECORD
     }
 
-    /// Adds blocks written to the pool.
-    pub fn write(&mut self, lba: Lba, pbn: Pbn, crcs: &[u32]) {
-        self.head(WRITE, crcs.len() as u64, lba.0);
+    /// Adds blocks written to the pool; `salt` is zero for those that are not encrypted.
+    pub fn write(&mut self, lba: Lba, pbn: Pbn, salt: u32, crcs: &[u32]) {
+        let kind = if salt == 0 { WRITE } else { SEALED };
+        self.head(kind, crcs.len() as u64, lba.0);
         self.body.extend_from_slice(&pbn.0.to_le_bytes());
+        if salt != 0 {
+            self.body.extend_from_slice(&salt.to_le_bytes());
+        }
         for crc in crcs {
             self.body.extend_from_slice(&crc.to_le_bytes());
         }
@@ -158,12 +167,17 @@ fn parse<'a>(rest: &mut &'a [u8]) -> Option<Change<'a>> {
     let range = BlockRange::new(lba, lba.checked_add(u64::from(count))?);
     *rest = tail;
     match head >> COUNT_BITS {
-        WRITE => {
-            let (pbn, tail) = tail.split_first_chunk::<8>()?;
+        kind @ (WRITE | SEALED) => {
+            let (pbn, mut tail) = tail.split_first_chunk::<8>()?;
+            let mut salt = 0;
+            if kind == SEALED {
+                let (found, rest) = tail.split_first_chunk::<4>()?;
+                (salt, tail) = (u32::from_le_bytes(*found), rest);
+            }
             let (crcs, tail) = tail.split_at_checked(count as usize * 4)?;
             *rest = tail;
             let pbn = Pbn(u64::from_le_bytes(*pbn));
-            Some(Change::Write { lba: Lba(lba), pbn, crcs: crcs.as_chunks::<4>().0 })
+            Some(Change::Write { lba: Lba(lba), pbn, salt, crcs: crcs.as_chunks::<4>().0 })
         }
         ZERO => Some(Change::Zero(range)),
         HOLE => Some(Change::Hole(range)),
@@ -182,23 +196,26 @@ mod tests {
     #[test]
     fn changes_read_back_in_order() {
         let mut staged = Staged::default();
-        staged.write(Lba(5), Pbn(77), &[1, 2]);
+        staged.write(Lba(5), Pbn(77), 0, &[1, 2]);
+        staged.write(Lba(8), Pbn(90), 6, &[3]);
         staged.zero(BlockRange::new(9, 12));
         staged.hole(BlockRange::new(0, 1 << 20));
         let body = staged.addressed(TreeId(3), Epoch(4)).to_vec();
         assert_eq!(address(&body).unwrap(), (TreeId(3), Epoch(4)));
         let back: Vec<_> = changes(&body).collect::<Result<_>>().unwrap();
-        assert_eq!(back.len(), 3);
-        assert!(matches!(back[0], Change::Write { lba: Lba(5), pbn: Pbn(77), crcs }
+        assert_eq!(back.len(), 4);
+        assert!(matches!(back[0], Change::Write { lba: Lba(5), pbn: Pbn(77), salt: 0, crcs }
             if crcs == [1u32.to_le_bytes(), 2u32.to_le_bytes()]));
-        assert_eq!(back[1].range(), BlockRange::new(9, 12));
-        assert_eq!(back[2].range(), BlockRange::new(0, 1 << 20));
+        assert!(matches!(back[1], Change::Write { lba: Lba(8), pbn: Pbn(90), salt: 6, crcs }
+            if crcs == [3u32.to_le_bytes()]));
+        assert_eq!(back[2].range(), BlockRange::new(9, 12));
+        assert_eq!(back[3].range(), BlockRange::new(0, 1 << 20));
     }
 
     #[test]
     fn a_cut_record_is_an_error_not_a_panic() {
         let mut staged = Staged::default();
-        staged.write(Lba(5), Pbn(77), &[1, 2, 3]);
+        staged.write(Lba(5), Pbn(77), 9, &[1, 2, 3]);
         let body = staged.addressed(TreeId(3), Epoch(4));
         for cut in 9..body.len() {
             assert!(changes(&body[..cut]).any(|c| c.is_err()), "cut at {cut}");

@@ -90,6 +90,7 @@ impl Closed {
         }
         let file = PoolFile::open(if device { path } else { &draft }, !device, io)?;
         let mut superblock = Superblock {
+            version: superblock::VERSION,
             uuid,
             generation: 0,
             opening: 0,
@@ -342,6 +343,17 @@ impl Pool {
         let mut superblock = self.superblock.lock();
         change(&mut superblock);
         superblock.store(&self.file).inspect_err(|e| self.file.stop(e.message()))
+    }
+
+    /// Marks the pool as one that only a rowd of this format or a later one may open.
+    ///
+    /// # Errors
+    /// The pool stops on any error.
+    pub fn require_version(&self, version: u32) -> Result<()> {
+        if self.superblock().version >= version {
+            return Ok(());
+        }
+        self.store_superblock(|sb| sb.version = sb.version.max(version))
     }
 
     /// A copy of the superblock as last stored.

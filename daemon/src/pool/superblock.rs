@@ -11,14 +11,18 @@ use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Seq};
 
 /// `ROWDPOOL`, the first bytes of each copy.
 pub const MAGIC: [u8; 8] = *b"ROWDPOOL";
-/// The format this code writes and reads.
+/// The format of a new pool.
 pub const VERSION: u32 = 1;
+/// The same, with encrypted blocks in it.
+pub const SEALED_VERSION: u32 = 2;
 /// Where the journal begins: the first MiB is left for superblocks and what may come.
 pub const JOURNAL_START: u64 = 1 << 20;
 
 /// What a superblock says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
+    /// The oldest format that has all that is in the pool.
+    pub version: u32,
     pub uuid: [u8; 16],
     /// Grows by one with each write of a superblock.
     pub generation: u64,
@@ -83,7 +87,7 @@ impl Superblock {
 fn encode(sb: &Superblock) -> Vec<u8> {
     let mut page = Vec::with_capacity(BLOCK_BYTES);
     page.extend_from_slice(&MAGIC);
-    page.extend_from_slice(&VERSION.to_le_bytes());
+    page.extend_from_slice(&sb.version.to_le_bytes());
     page.extend_from_slice(&sb.segment_blocks.to_le_bytes());
     page.extend_from_slice(&sb.uuid);
     page.extend_from_slice(&sb.generation.to_le_bytes());
@@ -108,13 +112,14 @@ fn decode(page: &[u8]) -> Result<Superblock> {
     if u32_at(BLOCK_BYTES - 4) != super::crc32c(&page[..BLOCK_BYTES - 4]) {
         return Err(Error::corrupt("bad superblock checksum"));
     }
-    if u32_at(8) != VERSION {
+    let version = u32_at(8);
+    if !(VERSION..=SEALED_VERSION).contains(&version) {
         return Err(Error::invalid(format!(
-            "pool format {}, this rowd knows {VERSION}",
-            u32_at(8)
+            "pool format {version}, this rowd knows {VERSION} to {SEALED_VERSION}"
         )));
     }
     let sb = Superblock {
+        version,
         segment_blocks: u32_at(12),
         uuid: page[16..32].try_into().expect("16 bytes"),
         generation: u64_at(32),
@@ -139,6 +144,7 @@ mod tests {
 
     fn sample() -> Superblock {
         Superblock {
+            version: VERSION,
             uuid: *b"0123456789abcdef",
             generation: 7,
             opening: 3,

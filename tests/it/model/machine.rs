@@ -5,9 +5,13 @@
 //! Absent: data requests (`data.rs`), comparisons (`compare.rs`), power cuts (`power.rs`).
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rowd::crypt::master::{Settings as Keys, Source};
 use rowd::disk::lane::Lane;
 use rowd::engine::api::{Actor, DiskSpec, Rollback, SnapshotChange, SnapshotSpec, Tags};
 use rowd::engine::{Engine, Settings, Target};
@@ -34,7 +38,7 @@ const JOURNAL_MAX: u64 = 1 << 20;
 
 pub type Outcome = Result<(), String>;
 
-/// The settings of every pool of the model test.
+/// The settings of every pool of the model test. There is a master key only after [`make_master_key`].
 pub fn settings(dir: &std::path::Path) -> Settings {
     Settings {
         dir: dir.to_owned(),
@@ -51,8 +55,17 @@ pub fn settings(dir: &std::path::Path) -> Settings {
         flush_every: Duration::from_secs(1),
         checkpoint_every: Duration::from_secs(5),
         scrub_rate: 0,
+        encryption: Keys { master: Source::File(dir.join("master.key")), ..Keys::default() },
         background: false,
     }
+}
+
+/// Makes the master key that [`settings`] names.
+pub fn make_master_key(dir: &std::path::Path) -> Outcome {
+    let file =
+        File::options().write(true).create_new(true).mode(0o600).open(dir.join("master.key"));
+    let written = file.and_then(|mut file| file.write_all(&[0x5a; 32]));
+    written.map_err(|e| e.to_string())
 }
 
 /// A connection: the lane goes before the target.
@@ -86,6 +99,7 @@ impl Machine {
         };
         let dir = tempfile::Builder::new().prefix("rowd-model-").tempdir_in(place);
         let dir = dir.map_err(|e| e.to_string())?;
+        make_master_key(dir.path())?;
         let engine = Engine::open(Settings { io, ..settings(dir.path()) }).map_err(text)?;
         let mut machine = Machine {
             dir,
@@ -239,7 +253,10 @@ impl Machine {
 
     fn make_disk(&mut self, name: String, size: Option<u64>, from: Option<usize>) -> Outcome {
         let origin = from.map(|at| self.reference.snapshots[at].id.clone());
-        let spec = DiskSpec { name: name.clone(), size, from: origin, ..DiskSpec::default() };
+        // Every other family of disks is encrypted.
+        let encrypted = origin.is_none() && self.names.is_multiple_of(2);
+        let spec =
+            DiskSpec { name: name.clone(), size, from: origin, encrypted, ..DiskSpec::default() };
         let made = self.engine().disk_create(BY, spec).map_err(text)?;
         self.reference.create_disk(made.id, &name, made.size, from);
         let last = self.reference.disks.len() - 1;

@@ -48,6 +48,8 @@ const BUSY: [(&str, usize); 2] = [("busy1", 2), ("busy2", 1)];
 /// The disk of rollbacks: its leaves are more than one step of reclaim frees, so that kills come
 /// between steps.
 const QUIET: (&str, u64) = ("quiet", 20 << 20);
+/// Of these disks, those that are encrypted: one under load, and the one that is cloned and rolled back.
+const ENCRYPTED: [&str; 2] = ["busy2", QUIET.0];
 /// How long a fail point may take to be reached before the daemon is killed all the same.
 const REACH: Duration = Duration::from_millis(1500);
 /// Rounds on one pool.
@@ -112,7 +114,7 @@ pub fn run(program: PathBuf, modes: Modes, seed: u64, kills: u64) -> Totals {
 
 impl Campaign {
     fn pool(&mut self, kills: u64) {
-        let mut daemon = Setup::default().program(&self.program).config(CONFIG).prepare();
+        let mut daemon = self.setup(CONFIG).prepare();
         let mut world = World::default();
         daemon.start();
         make_disks(&daemon, &mut world);
@@ -150,11 +152,15 @@ impl Campaign {
         self.traffic(daemon, world, &end, round);
     }
 
+    fn setup(&self, config: &str) -> Setup {
+        Setup::default().program(&self.program).config(config).master_key(&"5a".repeat(32))
+    }
+
     /// Starts the daemon, to end at a fail point if one is given; `false` when it ended at once.
     fn start(&mut self, daemon: &mut Daemon, point: Option<(&str, u64)>) -> bool {
         let mode = *self.rng.pick(self.modes);
         *self.totals.starts.entry(mode.name().to_owned()).or_default() += 1;
-        let setup = Setup::default().program(&self.program).config(&with_mode(CONFIG, mode));
+        let setup = self.setup(&with_mode(CONFIG, mode));
         let setup = match point {
             Some((name, count)) => setup.env("ROWD_FAIL_POINT", &format!("{name}:{count}")),
             None => setup,
@@ -334,7 +340,12 @@ fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
 fn make_disks(daemon: &Daemon, world: &mut World) {
     let mut control = Control::connect(&daemon.control_socket()).expect("the daemon answers");
     for (name, bytes) in BUSY.map(|(name, _)| (name, BUSY_BYTES)).into_iter().chain([QUIET]) {
-        let params = DiskCreate { name: name.to_owned(), size: Some(bytes), ..Default::default() };
+        let params = DiskCreate {
+            name: name.to_owned(),
+            size: Some(bytes),
+            encrypted: ENCRYPTED.contains(&name),
+            ..Default::default()
+        };
         let disk = control.call(&params).expect("a new disk");
         world.add_disk(name, &disk.id, usize::try_from(bytes).expect("small") / SECTOR, None);
         let model = world.disks.get_mut(name).expect("just added");

@@ -38,10 +38,10 @@ fn snapshot_export(client: &mut Client, source: &str) -> Result<String> {
 }
 
 pub(super) fn import(args: Import, context: &Context) -> Result<()> {
-    let Import { name, file, format, size, about } = args;
+    let Import { name, file, format, size, about, encrypted } = args;
     let source = file::Import::open(&file, format)?;
     let (description, tags) = about.parts();
-    let request = DiskCreate { name, description, tags, ..DiskCreate::default() };
+    let request = DiskCreate { name, description, tags, encrypted, ..DiskCreate::default() };
     let disk = source.make_disk(request, size.map(|size| size.0), context)?;
     super::print(&super::show(&mut context.client()?, &disk.id)?, context)
 }

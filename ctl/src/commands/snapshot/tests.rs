@@ -32,6 +32,7 @@ fn snapshot(name: &str) -> Snapshot {
         images: Vec::new(),
         tags: Tags::new(),
         clients: Vec::new(),
+        encrypted: false,
     }
 }
 
