@@ -82,6 +82,8 @@ install-files:
 	for unit in $(UNITS); do \
 		sed 's|@PREFIX@|$(PREFIX)|g' systemd/$$unit > $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit; \
 	done
+	install -D -m 644 systemd/modprobe-nbd.conf \
+		$(DESTDIR)$(PREFIX)/lib/systemd/system/modprobe@nbd.service.d/rowd.conf
 	install -D -m 644 systemd/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/rowd.conf
 	install -D -m 644 systemd/modules-load.conf $(DESTDIR)$(PREFIX)/lib/modules-load.d/rowd.conf
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d systemd/61-rowd.rules
@@ -95,9 +97,10 @@ uninstall: ## Remove what install has installed; pools and /etc/rowd stay
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,sbin/rowd sbin/rowd-freeze bin/rowctl \
 		share/man/man8/rowd.8 share/bash-completion/completions/rowctl \
 		share/zsh/site-functions/_rowctl share/fish/vendor_completions.d/rowctl.fish \
-		$(addprefix lib/systemd/system/,$(UNITS)) lib/sysusers.d/rowd.conf \
-		lib/modules-load.d/rowd.conf lib/udev/rules.d/61-rowd.rules share/doc/rowd/rowd.toml)
+		$(addprefix lib/systemd/system/,$(UNITS)) lib/systemd/system/modprobe@nbd.service.d/rowd.conf \
+		lib/sysusers.d/rowd.conf lib/modules-load.d/rowd.conf lib/udev/rules.d/61-rowd.rules share/doc/rowd/rowd.toml)
 	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/rowctl.1 $(DESTDIR)$(PREFIX)/share/man/man1/rowctl-*.1
+	rmdir --ignore-fail-on-non-empty $(DESTDIR)$(PREFIX)/lib/systemd/system/modprobe@nbd.service.d || :
 
 # The tests turn on the feature `faults`, and building all crates at once gives it to rowd too. So the
 # two programs are built once more, alone: what is tested, measured and installed has no fail points.

@@ -47,6 +47,7 @@ fn what_is_installed_is_whole_and_goes_again_but_for_the_configuration() {
         "etc/rowd/rowd.toml",
         "opt/rowd/bin/rowctl",
         "opt/rowd/lib/modules-load.d/rowd.conf",
+        "opt/rowd/lib/systemd/system/modprobe@nbd.service.d/rowd.conf",
         "opt/rowd/lib/systemd/system/rowd-attach@.service",
         "opt/rowd/lib/systemd/system/rowd.service",
         "opt/rowd/lib/sysusers.d/rowd.conf",
