@@ -95,7 +95,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// The image of this recipe, built if need be. The caller holds the lock of [`cache`].
+    /// The image of this recipe, built if need be; one builds, and others wait.
     ///
     /// # Panics
     /// It cannot be built; the message has the output of the tool that failed.
@@ -103,6 +103,8 @@ impl Image {
     pub fn get() -> Image {
         let hash = fnv1a(&[RECIPE, INIT, AGENT, AGENT_UNIT].concat());
         let home = cache().join(format!("{SUITE}-{hash:016x}"));
+        let builder = File::create(cache().join("build.lock")).expect("a lock for the image");
+        builder.lock().expect("lock the image");
         if !home.exists() {
             build(&home);
         }

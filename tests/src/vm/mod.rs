@@ -1,7 +1,7 @@
 //! Virtual machines with systemd and a kernel that has an NBD client, for what this host cannot show.
 //!
-//! Invariants: one machine runs at a time on a host, whoever starts it: a lock in the cache; it never
-//! outlives its owner; every command has a time limit; a test that fails shows the console and the
+//! Invariants: no more machines run at a time on a host than it has processors, whoever starts them: a
+//! lock in the cache for each; a machine never outlives its owner; every command has a time limit; a test that fails shows the console and the
 //! journal of rowd.
 //! Absent: networks, and several commands at a time (a script may start units that go on).
 
@@ -29,7 +29,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(240);
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(150);
 /// How long a command may take that is given no limit of its own.
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);
-/// How long others may keep the one machine of this host to themselves.
+/// How long others may keep all machines of this host to themselves.
 const TURN_LIMIT: Duration = Duration::from_secs(3600);
 /// Lines of the console and of the journal that a failed test prints.
 const LINES: usize = 60;
@@ -290,20 +290,24 @@ impl Drop for Vm {
     }
 }
 
-/// Waits for the one machine of this host.
+/// Waits until there is a processor for one more machine; an emulated one keeps one busy.
 fn turn() -> File {
-    let path = image::cache().join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
+    let open = |number| {
+        let path = image::cache().join(format!("lock-{number}"));
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        file.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    };
+    let mut files: Vec<File> = (0..processors).map(open).collect();
     let mut told = false;
     let taken = wait::try_until(TURN_LIMIT, || {
-        let taken = file.try_lock().is_ok();
-        if !taken && !told {
+        let free = files.iter().position(|file| file.try_lock().is_ok());
+        if free.is_none() && !told {
             eprintln!("waiting for another VM to end");
             told = true;
         }
-        taken.then_some(())
+        free
     });
-    taken.unwrap_or_else(|| panic!("another VM holds {} for an hour", path.display()));
-    file
+    let taken = taken.unwrap_or_else(|| panic!("{processors} other VMs run for an hour"));
+    files.swap_remove(taken)
 }
