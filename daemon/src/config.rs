@@ -46,6 +46,7 @@ struct RawAttach {
     connections: Option<u64>,
     dead_connection_s: Option<u64>,
     retry_s: Option<u64>,
+    dirty_share: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -230,10 +231,12 @@ fn gids(raw: &RawControl) -> Result<Vec<u32>> {
 fn attach_settings(raw: &RawAttach) -> Result<attach::Settings> {
     let connections = in_range("attach.connections", raw.connections, 2, 2..=8)?;
     let dead = in_range("attach.dead_connection_s", raw.dead_connection_s, 600, 1..=86400)?;
+    let share = in_range("attach.dirty_share", raw.dirty_share, 50, 1..=100)?;
     Ok(attach::Settings {
         connections: usize::try_from(connections).unwrap_or(usize::MAX),
         dead_connection: Duration::from_secs(dead),
         retry: Duration::from_secs(in_range("attach.retry_s", raw.retry_s, 3, 1..=30)?),
+        dirty_share: u32::try_from(share).unwrap_or(100),
     })
 }
 
@@ -429,6 +432,7 @@ mod tests {
             ("[attach]\nconnections = 1", "attach.connections"),
             ("[attach]\nretry_s = 0", "attach.retry_s"),
             ("[encryption]\nmaster_key = \"secret\"", "encryption.master_key"),
+            ("[attach]\ndirty_share = 101", "attach.dirty_share"),
         ] {
             let error = Config::parse(text, None).unwrap_err();
             assert!(error.message().contains(part), "{text}: {error}");

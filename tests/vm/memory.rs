@@ -69,6 +69,8 @@ fn a_host_short_of_memory_writes_back_through_its_own_rowd() {
     ] {
         assert_eq!(told[field], value, "{field} in {told}");
     }
+    let bound = vm.sh("cd /sys/block/nbd0/bdi; cat max_ratio strict_limit").ok().stdout;
+    assert_eq!(bound, "50\n1\n", "the share of unwritten data");
     let pid = "systemctl show -P MainPID rowd";
     let before = vm.sh(pid).ok().stdout;
     write_back(&mut vm);

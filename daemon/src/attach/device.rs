@@ -130,7 +130,9 @@ impl Device {
     }
 
     /// Has the kernel end the device. What is under way fails.
-    pub fn disconnect(&self) -> Result<()> {
+    pub fn disconnect(&self, shop: &Workshop) -> Result<()> {
+        // Whoever has the device next knows nothing of our bound.
+        self.bound_dirty(100, shop);
         netlink::disconnect(self.index).map_err(|e| refused(&e, "disconnect", self.index))
     }
 
@@ -145,8 +147,15 @@ impl Device {
         if let Err(error) = shop.sysfs.set_io_timeout(self.index, timeout) {
             tracing::warn!(%error, device = sysfs::path(self.index), "io_timeout");
         }
+        self.bound_dirty(shop.settings.dirty_share, shop);
         if let Err(error) = shop.sysfs.announce(self.index) {
             tracing::warn!(%error, device = sysfs::path(self.index), "uevent");
+        }
+    }
+
+    fn bound_dirty(&self, percent: u32, shop: &Workshop) {
+        if let Err(error) = shop.sysfs.set_dirty_share(self.index, percent) {
+            tracing::warn!(%error, device = sysfs::path(self.index), percent, "dirty_share");
         }
     }
 

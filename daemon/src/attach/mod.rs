@@ -65,6 +65,9 @@ pub struct Settings {
     /// After how long without an answer the kernel asks on another connection. It is also how long I/O
     /// that was under way stalls when the daemon is killed.
     pub retry: Duration,
+    /// Percent of the memory that the kernel lets fill with unwritten data that one device may have. When all of
+    /// it waits for a daemon on the same host, what the rest of the host needs, the daemon included, has no room.
+    pub dirty_share: u32,
 }
 
 /// A connection of a device is over.
@@ -168,7 +171,7 @@ impl Attach {
         if done.is_err() {
             // What cannot be remembered must not exist.
             self.devices.lock().remove(&device.index);
-            device.disconnect()?;
+            device.disconnect(&self.shop)?;
         }
         done
     }
@@ -239,7 +242,7 @@ impl Attach {
     fn end(&self, device: &Arc<Device>, verbs: &mut Released) -> Result<()> {
         // Out of the list first: the keeper must not take the end for an accident.
         self.devices.lock().remove(&device.index);
-        if let Err(error) = device.disconnect() {
+        if let Err(error) = device.disconnect(&self.shop) {
             self.devices.lock().insert(device.index, Arc::clone(device));
             return Err(error);
         }

@@ -88,6 +88,23 @@ impl Sysfs {
         fs::write(file, wanted)
     }
 
+    /// Sets how much of the memory that the kernel lets fill with unwritten data this device may have, in percent.
+    /// Below 100 the bound always holds, not just when such data is plenty.
+    ///
+    /// # Errors
+    /// /sys cannot be written.
+    pub fn set_dirty_share(&self, index: u32, percent: u32) -> io::Result<()> {
+        let bdi = self.of(index).join("bdi");
+        fs::write(bdi.join("max_ratio"), percent.to_string())?;
+        let strict = bdi.join("strict_limit");
+        // Before Linux 6.2 there is the bound alone.
+        if strict.exists() {
+            fs::write(strict, u8::from(percent < 100).to_string())
+        } else {
+            Ok(())
+        }
+    }
+
     /// Has udev look at a device again: the event that the kernel sends when it connects one comes
     /// before its backend can be read.
     ///
@@ -187,5 +204,21 @@ mod tests {
         let text = fs::read_to_string(dir.path().join("nbd0/queue/io_timeout")).unwrap();
         assert_eq!(text, "3000");
         assert!(Sysfs::at(dir.path()).set_io_timeout(1, Duration::from_secs(3)).is_err());
+    }
+
+    #[test]
+    fn a_share_is_strict_where_the_kernel_can_and_all_is_no_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sysfs, bdi) = (Sysfs::at(dir.path()), dir.path().join("nbd0/bdi"));
+        assert!(sysfs.set_dirty_share(0, 50).is_err());
+        fs::create_dir_all(&bdi).unwrap();
+        sysfs.set_dirty_share(0, 50).unwrap();
+        assert!(!bdi.join("strict_limit").exists());
+        fs::write(bdi.join("strict_limit"), "0\n").unwrap();
+        for (share, strict) in [(50, "1"), (100, "0")] {
+            sysfs.set_dirty_share(0, share).unwrap();
+            assert_eq!(fs::read_to_string(bdi.join("max_ratio")).unwrap(), share.to_string());
+            assert_eq!(fs::read_to_string(bdi.join("strict_limit")).unwrap(), strict);
+        }
     }
 }
