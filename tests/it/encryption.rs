@@ -249,6 +249,7 @@ fn a_wrong_master_key_locks_encrypted_disks_and_no_others() {
         assert!(shown["locked"].as_str().unwrap().contains(reason), "{shown}");
         daemon.try_ctl(&["disk", "list"]).ok().says(&["encrypted, no key"]);
         daemon.try_ctl(&["key", "show"]).ok().says(&["secret", reason]);
+        daemon.try_ctl(&["check"]).fails_with(1).says(&["locked: secret", reason]);
         // Neither damage nor a reason to fail: what is stored is checked without a key.
         scrubbed(&daemon);
         daemon.ctl(&["snapshot", "create", "secret"]);

@@ -4,7 +4,7 @@
 //! Absent: advice, which is `rowctl doctor`; thresholds to configure, until somebody needs another
 //! one.
 
-use rowd_proto::{FreezeShow, FreezeStatus, PoolShow, PoolStatus};
+use rowd_proto::{FreezeShow, FreezeStatus, Key, KeyShow, PoolShow, PoolStatus};
 use serde::Serialize;
 
 use crate::error::{Outcome, Result};
@@ -20,7 +20,7 @@ Exit codes: 0 all is well, 1 a condition does not hold, 23 the daemon is not rea
 /// A condition that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// `stopped`, `corrupt`, `scrub`, `full`, `frozen`: stable names for programs.
+    /// `stopped`, `corrupt`, `scrub`, `full`, `frozen`, `locked`: stable names for programs.
     pub condition: &'static str,
     pub message: String,
 }
@@ -30,6 +30,7 @@ pub fn run(context: &Context) -> Result<Outcome> {
     let pool = client.call(&PoolShow {})?;
     let mut findings = findings(&pool);
     findings.extend(left_frozen(&client.call(&FreezeShow {})?));
+    findings.extend(client.call(&KeyShow {})?.keys.iter().filter_map(locked));
     let condition = |finding: &Finding| finding.condition.to_owned();
     context.output.list(&findings, condition, |_| text(&pool, &findings))?;
     Ok(if findings.is_empty() { Outcome::Done } else { Outcome::ConditionFails })
@@ -60,6 +61,17 @@ pub fn findings(pool: &PoolStatus) -> Vec<Finding> {
 pub fn left_frozen(status: &FreezeStatus) -> Option<Finding> {
     let message = format!("{} may still be frozen: `rowctl freeze thaw`", status.left.join(", "));
     (!status.left.is_empty()).then_some(Finding { condition: "frozen", message })
+}
+
+/// Encrypted disks and snapshots whose key cannot be had.
+fn locked(key: &Key) -> Option<Finding> {
+    let why = key.locked.as_ref()?;
+    let names: Vec<&str> = key.disks.iter().map(|disk| disk.name.as_str()).collect();
+    let what = match names.as_slice() {
+        [] => format!("{} snapshots of a deleted disk", key.snapshots),
+        names => names.join(", "),
+    };
+    Some(Finding { condition: "locked", message: format!("{what}: encrypted, and {why}") })
 }
 
 fn text(pool: &PoolStatus, findings: &[Finding]) -> String {

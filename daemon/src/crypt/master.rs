@@ -359,6 +359,20 @@ mod tests {
     }
 
     #[test]
+    fn a_key_of_the_kernel_is_read() {
+        let name = format!("rowd-test-{}", std::process::id());
+        let ring = KeyRing::from_special_id(KeyRingIdentifier::User, false).unwrap();
+        let key = ring.add_key(&name, &[7; 32]).unwrap();
+        let read = Source::Keyring(name).read();
+        key.invalidate().unwrap();
+        assert_eq!(read.unwrap().unwrap().id(), MasterKey::new(&[7; 32]).unwrap().id());
+        assert_eq!(
+            Source::Keyring("no-such-key".to_owned()).read().unwrap_err().kind(),
+            ErrorKind::Condition
+        );
+    }
+
+    #[test]
     fn a_file_that_others_may_read_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");

@@ -199,6 +199,9 @@ impl Engine {
             if matches!(disk.sealing, Sealing::Locked(_)) {
                 *disk = disk.with_sealing(self.sealing(&catalogue, record.tree));
             }
+            if let Sealing::Locked(why) = &disk.sealing {
+                tracing::warn!(disk = record.name, "encrypted and refused: {why}");
+            }
         }
     }
 
