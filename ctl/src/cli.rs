@@ -13,8 +13,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use rowd_proto::EXIT_CODES;
 
 use crate::commands::{
-    chain, check, disk, doctor, events, freeze, generate, group, image, instance, job, key, pool,
-    repo, scrub, snapshot, status, tag,
+    chain, check, copy, disk, doctor, events, freeze, generate, group, image, instance, job, key,
+    pool, repo, scrub, snapshot, status, tag,
 };
 use crate::render::Format;
 
@@ -85,6 +85,9 @@ pub enum Command {
     /// The pool that holds all blocks
     #[command(subcommand)]
     Pool(pool::Verb),
+    /// Snapshots as they are kept in repositories
+    #[command(subcommand, visible_alias = "copies")]
+    Copy(copy::Verb),
     /// Object stores that hold copies of snapshots
     #[command(subcommand)]
     Repo(repo::Verb),

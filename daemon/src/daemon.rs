@@ -102,6 +102,7 @@ impl Daemon {
         }
         // Only now can the devices below what is frozen answer.
         self.services.freezer.recover(&self.services.engine)?;
+        self.services.vault.resume()?;
         notify(&[sd_notify::NotifyState::Ready]);
         tracing::info!(dir = %config.settings.dir.display(), "ready");
         wait_for_signal().await?;

@@ -7,6 +7,7 @@
 //! every method, and a test holds it against the table in `method.rs`.
 //! Absent: sockets, threads, and anything that knows how the engine works.
 
+mod copy;
 mod disk;
 mod error;
 mod event;
@@ -26,6 +27,10 @@ mod snapshot;
 mod tag;
 mod time;
 
+pub use copy::{
+    Copies, Copy, CopyCreate, CopyDelete, CopyDeleted, CopyDetail, CopyList, CopyRestore,
+    CopyRestored, CopyRetry, CopyShow, CopyStatus, CopyVerify,
+};
 pub use disk::{
     Attachment, AttachmentState, Client, Disk, DiskAttach, DiskCreate, DiskDelete, DiskDetach,
     DiskList, DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow, DiskUndo, Disks,

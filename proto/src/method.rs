@@ -21,6 +21,10 @@ use crate::{
     SnapshotCreate, SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotList, SnapshotMade,
     SnapshotSet, SnapshotShow, Snapshots, Tagged, TagsRemove, TagsSet,
 };
+use crate::{
+    Copies, Copy as CopyInfo, CopyCreate, CopyDelete, CopyDeleted, CopyList, CopyRestore,
+    CopyRestored, CopyRetry, CopyShow, CopyVerify,
+};
 use crate::{Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoShow, Repos};
 
 /// Who may call a method.
@@ -138,6 +142,13 @@ methods! {
     RepoShow = "repo.show", Read => Repo;
     RepoRemove = "repo.remove", Admin => Done;
     RepoCheck = "repo.check", Admin => RepoChecked;
+    CopyCreate = "copy.create", Admin => CopyInfo;
+    CopyList = "copy.list", Read => Copies;
+    CopyShow = "copy.show", Read => CopyInfo;
+    CopyVerify = "copy.verify", Admin => Job;
+    CopyRetry = "copy.retry", Admin => CopyInfo;
+    CopyDelete = "copy.delete", Admin => CopyDeleted;
+    CopyRestore = "copy.restore", Admin => CopyRestored;
     FreezeCheck = "freeze.check", Admin => FreezePreview;
     FreezeShow = "freeze.show", Read => FreezeStatus;
     FreezeThaw = "freeze.thaw", Admin => FreezeStatus;

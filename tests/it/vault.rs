@@ -2,5 +2,8 @@
 //!
 //! Absent: Azure and Google, which have no server to run here.
 
+mod copies;
+mod deletes;
+mod endings;
 mod repos;
 mod server;

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use rowd_proto::{
-    Attachment, AttachmentState, Disk, DiskAttach, DiskCreate, DiskDelete, DiskDetach, DiskList,
-    DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow, DiskUndo, ErrorKind,
-    ImageDeploy, ImageShow, LOCAL_INSTANCE, RolledBack,
+    Attachment, AttachmentState, CopyRestore, Disk, DiskAttach, DiskCreate, DiskDelete, DiskDetach,
+    DiskList, DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow, DiskUndo,
+    ErrorKind, ImageDeploy, ImageShow, LOCAL_INSTANCE, RolledBack,
 };
 
 use crate::client::Client;
@@ -33,11 +33,14 @@ pub enum Verb {
   rowctl disk create test1 --from data1@before-upgrade --tag env=test
   rowctl disk create vm1 --from debian-12
   rowctl disk create vm1 --from webserver --with-data
+  rowctl disk create data2 --from c-4f2a9k
 
 The name of a family of images means its newest image that is not deprecated.
 
 An encrypted disk needs a master key ([encryption] in rowd.toml, rowctl key show). Its snapshots,
-and disks made from them, are encrypted with its key.")]
+and disks made from them, are encrypted with its key.
+
+The id of a copy fetches all of it first: rowctl copy list")]
     Create(Create),
     /// List all disks
     #[command(visible_alias = "ls", after_help = "Example:\n  rowctl disk list -o json")]
@@ -132,8 +135,8 @@ pub struct Create {
     /// Size, as in 20GiB; may be left out with --from
     #[arg(long, required_unless_present = "from")]
     size: Option<Size>,
-    /// Start as this snapshot, or as the system disk of this image or family of images
-    #[arg(long, value_name = "SNAPSHOT|IMAGE")]
+    /// Start as this snapshot, or as the system disk of this image or family of images, or this copy
+    #[arg(long, value_name = "SNAPSHOT|IMAGE|COPY")]
     from: Option<String>,
     /// Make the data disks of the image too, as NAME-data1 and so on
     #[arg(long, requires = "from", conflicts_with = "size")]
@@ -275,7 +278,7 @@ pub struct Import {
 
 pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     match verb {
-        Verb::Create(args) => create(args, context)?,
+        Verb::Create(args) => return create(args, context),
         Verb::List => list(context)?,
         Verb::Show { disk } => print(&show(&mut context.client()?, &disk)?, context)?,
         Verb::Delete(args) => delete(&args, context)?,
@@ -302,19 +305,31 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn create(args: Create, context: &Context) -> Result<()> {
+fn create(args: Create, context: &Context) -> Result<Outcome> {
     let Create { name, size, from, with_data, about, instance, encrypted } = args;
     let (size, (description, tags)) = (size.map(|size| size.0), about.parts());
+    if let Some(copy) = from.clone().filter(|from| is_copy(from)) {
+        let request =
+            CopyRestore { copy, repo: None, name, size, description, tags, instance, encrypted };
+        return super::copy::restore(&request, context);
+    }
     let mut client = context.client()?;
     if let Some(image) = from.clone().filter(|_| with_data) {
         let request = ImageDeploy { image, name, description, tags, instance };
         let disks = client.call(&request)?.disks;
-        return print_all(&disks, context);
+        return print_all(&disks, context).map(|()| Outcome::Done);
     }
     let request = DiskCreate { name, size, from, description, tags, instance, encrypted };
     let disk = client.call(&request)?;
     print(&disk, context)?;
-    tell_of_data(&disk, &mut client, context)
+    tell_of_data(&disk, &mut client, context)?;
+    Ok(Outcome::Done)
+}
+
+/// Whether this is the id of a copy, or enough of the beginning of one.
+fn is_copy(text: &str) -> bool {
+    let id = |c: char| c.is_ascii_digit() || ('a'..='x').contains(&c);
+    text.strip_prefix("c-").is_some_and(|rest| rest.len() >= 4 && rest.chars().all(id))
 }
 
 /// That the image of a new disk has more disks than that.
@@ -426,7 +441,7 @@ fn show(client: &mut Client, disk: &str) -> Result<Disk> {
     client.call(&DiskShow { disk: disk.to_owned() })
 }
 
-fn print(disk: &Disk, context: &Context) -> Result<()> {
+pub fn print(disk: &Disk, context: &Context) -> Result<()> {
     context.output.object(disk, &disk.id, |output| fields(disk, output))
 }
 

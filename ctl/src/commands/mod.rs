@@ -7,6 +7,7 @@
 mod args;
 pub mod chain;
 pub mod check;
+pub mod copy;
 pub mod disk;
 pub mod doctor;
 pub mod events;
@@ -59,6 +60,7 @@ pub fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Tag(verb) => tag::run(verb, context),
         Command::Key(verb) => key::run(verb, context),
         Command::Pool(verb) => pool::run(verb, context),
+        Command::Copy(verb) => copy::run(verb, context),
         Command::Repo(verb) => repo::run(verb, context),
         Command::Status => status::run(context),
         Command::Events(events) => events::run(&events, context),

@@ -2,7 +2,7 @@
 //!
 //! Invariants: nothing is deleted before all the names given are known and the user agrees; a dry
 //! run changes nothing.
-//! Absent: copies, verification.
+//! Absent: copies once they are begun (`copy.rs`).
 
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::render::{self, Columns, Fields, Heading, Output, Text};
 use rowd_proto::size;
 
 use super::args::{About, Change, Consent};
+use super::copy::{Begin, begin};
 use super::freeze::{FreezeArgs, report_text};
 use super::{Context, clients, wait};
 
@@ -73,6 +74,13 @@ pub enum Verb {
 A throw-away clone is mounted, so that the journal of the file system can be replayed; the
 snapshot stays as it is. Needs root, and the kernel's NBD client: modprobe nbd.")]
     Mount(mount::Mount),
+    /// Copy a snapshot to a repository; what it holds of earlier ones is not sent again
+    #[command(after_help = "Examples:
+  rowctl snapshot copy data1@monday --to backup
+  rowctl snapshot copy data1@monday --to backup --wait
+
+The copy is made in the background and goes on after a restart: rowctl copy list")]
+    Copy(Begin),
     /// Wait until a snapshot is accomplished, or a deleted one is gone
     #[command(after_help = "Example:\n  rowctl snapshot wait data1@before-upgrade --timeout 60")]
     Wait(Wait),
@@ -147,6 +155,7 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
             print(&context.client()?.call(&request)?, context)?;
         }
         Verb::Diff(args) => diff(args, context)?,
+        Verb::Copy(args) => return begin(args, context),
         Verb::Wait(args) => {
             let limit = args.timeout.map(Duration::from_secs);
             let mut client = context.client()?;

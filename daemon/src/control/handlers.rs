@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use super::convert::{chain, diff_range, disk, error_body, event, job, pool_status, snapshot};
 use super::instances;
 use super::resolve::{self, Object, Origin};
-use super::{Services, attach, freezing, groups, images, keys, repos};
+use super::{Services, attach, copies, freezing, groups, images, keys, repos};
 
 /// Ranges in a page of a diff unless the client asks for more.
 const DIFF_PAGE_DEFAULT: u32 = 1000;
@@ -110,6 +110,13 @@ pub(super) fn call(
         Method::RepoShow => ask.reply(repos::show),
         Method::RepoRemove => ask.serve(repos::remove),
         Method::RepoCheck => ask.serve(repos::check),
+        Method::CopyCreate => ask.serve(copies::create),
+        Method::CopyList => ask.serve(copies::list),
+        Method::CopyShow => ask.serve(copies::show),
+        Method::CopyVerify => ask.serve(copies::verify),
+        Method::CopyRetry => ask.serve(copies::retry),
+        Method::CopyDelete => ask.serve(copies::delete),
+        Method::CopyRestore => ask.serve(copies::restore),
         Method::FreezeCheck => ask.serve(freezing::check),
         Method::FreezeShow => ask.serve(freezing::show),
         Method::FreezeThaw => ask.serve(freezing::thaw),

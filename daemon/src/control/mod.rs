@@ -9,6 +9,7 @@
 mod attach;
 mod connection;
 mod convert;
+mod copies;
 mod freezing;
 mod groups;
 mod handlers;

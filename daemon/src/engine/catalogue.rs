@@ -5,6 +5,7 @@
 //! names of snapshots are unique per disk; ids are never reused.
 //! Absent: live state such as views and clients (`engine/mod.rs`), and rules about who may do what.
 
+mod copy;
 mod image;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -12,10 +13,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::api::{Actor, Consistency, SnapshotKind, Tags};
+use super::copies::{CopyRecord, Filling};
 use super::repos::RepoRecord;
 use crate::crypt::master::Wrapped;
 use crate::error::{Error, Result};
-use crate::units::{DiskId, Epoch, GroupId, ImageId, InstanceId, SnapshotId, TreeId};
+use crate::units::{CopyId, DiskId, Epoch, GroupId, ImageId, InstanceId, SnapshotId, TreeId};
 pub use image::{DataRecord, ImageRecord};
 
 /// Events kept; older ones go.
@@ -283,6 +285,25 @@ pub enum Op {
     RepoAdd {
         repo: RepoRecord,
     },
+    /// A copy begins, fails, or is tried again.
+    CopyPut {
+        copy: CopyRecord,
+        kind: String,
+    },
+    /// A copy is complete or given up: no longer under way.
+    CopyRemove {
+        id: CopyId,
+        kind: String,
+    },
+    /// A disk that cannot be used until it has its contents.
+    DiskFill {
+        disk: NewDisk,
+        filling: Filling,
+    },
+    /// It has them.
+    DiskFilled {
+        id: DiskId,
+    },
     /// The repository is forgotten; what is in it stays.
     RepoRemove {
         name: String,
@@ -321,6 +342,10 @@ impl Op {
             Op::ImageUpdate { image, kind } => (kind, image.id.as_str()),
             Op::ImageDelete { id, .. } => ("image.delete", id.as_str()),
             Op::ImageDeploy { id, .. } => ("image.deploy", id.as_str()),
+            Op::CopyPut { copy, kind } => (kind, copy.id.as_str()),
+            Op::CopyRemove { id, kind } => (kind, id.as_str()),
+            Op::DiskFill { filling, .. } => ("disk.fill", filling.disk.as_str()),
+            Op::DiskFilled { id } => ("disk.filled", id.as_str()),
             Op::RepoAdd { repo } => ("repo.add", repo.name.as_str()),
             Op::RepoRemove { name } => ("repo.remove", name.as_str()),
             Op::KeyRotate { .. } => ("key.rotate", "pool"),
@@ -355,6 +380,8 @@ pub struct Catalogue {
     pub repos: BTreeMap<String, RepoRecord>,
     /// Wrapped, of the families of encrypted disks.
     pub keys: BTreeMap<TreeId, Wrapped>,
+    pub copies: BTreeMap<CopyId, CopyRecord>,
+    pub fillings: BTreeMap<DiskId, Filling>,
     pub events: VecDeque<EventRecord>,
     pub next_tree: u32,
     names: HashMap<String, DiskId>,
@@ -381,6 +408,8 @@ impl Catalogue {
                         tree.ok_or_else(|| Error::corrupt(format!("catalogue key {key}")))?;
                     self.keys.insert(TreeId(tree), decode(&key, &value)?);
                 }
+                "copy" => self.put_copy(decode(&key, &value)?),
+                "filling" => self.put_filling(decode(&key, &value)?),
                 "event" => self.events.push_back(decode(&key, &value)?),
                 _ => {}
             }
@@ -534,6 +563,8 @@ impl Catalogue {
                     let tree = id.parse().map(TreeId).ok();
                     tree.and_then(|tree| self.keys.get(&tree)).map(encode).transpose()?
                 }
+                "copy" => self.copies.get(&CopyId::from(id)).map(encode).transpose()?,
+                "filling" => self.fillings.get(&DiskId::from(id)).map(encode).transpose()?,
                 _ => {
                     let seq: u64 = id.parse().unwrap_or(0);
                     let at = seq.checked_sub(first).and_then(|at| usize::try_from(at).ok());

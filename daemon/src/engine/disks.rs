@@ -8,6 +8,7 @@
 use super::api::{Actor, ClientInfo, Consistency, DiskChange, DiskInfo, DiskSpec, Rollback, Tags};
 use super::attachments::refuse_attached;
 use super::catalogue::{DiskRecord, Kind, NewDisk, Op, SnapshotRecord, Turn};
+use super::copies::Source;
 use super::names::timed_name;
 use super::{Engine, now};
 use crate::disk::lane::Lane;
@@ -25,6 +26,16 @@ impl Engine {
     /// # Errors
     /// The name or size will not do, or the snapshot does not exist.
     pub fn disk_create(&self, by: Actor, spec: DiskSpec) -> Result<DiskInfo> {
+        self.disk_made(by, spec, None)
+    }
+
+    /// As [`Engine::disk_create`]; with `source` a disk that cannot be used until it is filled.
+    pub(super) fn disk_made(
+        &self,
+        by: Actor,
+        spec: DiskSpec,
+        source: Option<Source>,
+    ) -> Result<DiskInfo> {
         let _shape = self.shape.lock();
         self.check_new_disk_name(&spec.name)?;
         let instance = spec.instance.as_ref().map(|id| self.owner(id)).transpose()?.flatten();
@@ -59,7 +70,12 @@ impl Engine {
             instance,
             attachment: None,
         };
-        self.change(by, Op::DiskCreate(NewDisk { disk, parent, key }), message)?;
+        let disk = NewDisk { disk, parent, key };
+        let op = match source {
+            None => Op::DiskCreate(disk),
+            Some(source) => Op::DiskFill { disk, filling: source.of(&id) },
+        };
+        self.change(by, op, message)?;
         self.disk(&id)
     }
 
@@ -104,6 +120,7 @@ impl Engine {
     pub fn disk_resize(&self, by: Actor, id: &DiskId, size: u64, force: bool) -> Result<DiskInfo> {
         let _shape = self.shape.lock();
         let mut disk = self.record(id)?;
+        self.refuse_filling(id)?;
         check_size(size)?;
         if size < disk.size {
             if !force {
@@ -263,6 +280,7 @@ impl Engine {
         head: Epoch,
         word: &str,
     ) -> Result<Turn> {
+        self.refuse_filling(&disk.id)?;
         let at = now();
         let to = target.map_or("its first contents", |target| &target.name);
         let undo = SnapshotRecord {

@@ -105,7 +105,10 @@ impl Engine {
         // Listed first: from here on nobody changes the disk under us.
         let listed = self.clients.add(export.subject.clone(), info, hangup)?;
         let disk = match &export.subject {
-            Subject::Disk(id) => self.live(id)?,
+            Subject::Disk(id) => {
+                self.refuse_filling(id)?;
+                self.live(id)?
+            }
             Subject::Snapshot(id) => self.open_snapshot(&self.snapshot_record(id)?),
         };
         let engine = Arc::clone(self);
@@ -155,6 +158,15 @@ fn of_disk(disk: &DiskRecord) -> ExportRecord {
 }
 
 impl Target {
+    pub(super) fn new(
+        disk: Arc<Disk>,
+        engine: Arc<Engine>,
+        subject: Subject,
+        listed: ClientGuard,
+    ) -> Target {
+        Target { disk, engine, subject, _listed: listed }
+    }
+
     /// The id of the disk or snapshot.
     #[must_use]
     pub fn export_id(&self) -> &str {

@@ -36,6 +36,11 @@ impl Job {
         self.cancelled.load(Ordering::Relaxed)
     }
 
+    /// Asks it to end.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
     /// Ends it; `message` is the outcome in words.
     pub fn finish(&self, state: JobState, message: String) {
         *self.end.lock() = Some((state, now(), message));

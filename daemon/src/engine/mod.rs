@@ -13,6 +13,7 @@ pub mod check;
 mod checkpoint;
 mod clients;
 mod consistency;
+pub mod copies;
 mod diff;
 mod disks;
 mod exports;
@@ -20,7 +21,7 @@ pub mod groups;
 pub mod images;
 mod info;
 pub mod instances;
-mod jobs;
+pub mod jobs;
 pub mod keys;
 mod names;
 mod recovery;
@@ -309,10 +310,15 @@ impl Engine {
             Op::ImageDeploy { disks, .. } => {
                 disks.into_iter().for_each(|disk| self.apply_new_disk(catalogue, disk));
             }
-            Op::RepoAdd { repo } => catalogue.put_repo(repo),
-            Op::RepoRemove { name } => {
-                known(catalogue.remove_repo(&name))?;
+            Op::DiskFill { disk, filling } => {
+                self.apply_new_disk(catalogue, disk);
+                catalogue.put_filling(filling);
             }
+            op @ (Op::CopyPut { .. }
+            | Op::CopyRemove { .. }
+            | Op::DiskFilled { .. }
+            | Op::RepoAdd { .. }
+            | Op::RepoRemove { .. }) => catalogue.apply_vault(op)?,
             Op::KeyRotate { keys } => {
                 keys.into_iter().for_each(|key| catalogue.put_key(key.tree, key.wrapped));
             }
@@ -384,6 +390,7 @@ impl Engine {
         head: &mut State,
     ) -> Result<()> {
         let disk = known(catalogue.remove_disk(id))?;
+        catalogue.remove_filling(id);
         let live = known(self.disks.write().remove(id))?;
         live.view.close(head);
         let tree = self.tree(disk.tree);

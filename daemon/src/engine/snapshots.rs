@@ -37,6 +37,7 @@ impl Engine {
         head: Epoch,
         at: u64,
     ) -> Result<Cut> {
+        self.refuse_filling(&disk.id)?;
         let name = self.new_snapshot_name(&disk.id, spec.name, at)?;
         self.check_quota(&disk.id, &disk.name)?;
         let snapshot = SnapshotRecord {

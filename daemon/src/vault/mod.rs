@@ -5,31 +5,47 @@
 //! Absent: what the engine keeps (`engine/repos.rs`), and secrets beyond the time they are used.
 
 mod address;
+mod chunk;
+mod collect;
+pub mod copies;
 mod credentials;
+mod download;
 mod format;
+mod header;
 mod store;
+mod table;
+mod upload;
+mod work;
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Runtime};
+use tokio::sync::Semaphore;
 
 use crate::engine::api::Actor;
+use crate::engine::jobs::Job;
 use crate::engine::repos::RepoRecord;
 use crate::engine::{Engine, now};
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::RepoId;
+use crate::units::{CopyId, RepoId};
 use address::Address;
 use credentials::Source;
 use format::{FORMAT_KEY, Format, RECORD_MAX};
 use store::Store;
+use work::Pacer;
 
 /// How long somebody may wait for an answer from a repository.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 /// How long requests under way may take when the daemon goes down.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// Copies, fillings and the like that run at a time.
+const JOBS_AT_ONCE: usize = 3;
 /// Keys of objects that `repo check` makes and deletes again.
 const CHECK_PREFIX: &str = "check";
 
@@ -63,6 +79,13 @@ pub struct Vault {
     engine: Arc<Engine>,
     handle: Handle,
     runtime: Mutex<Option<Runtime>>,
+    closing: AtomicBool,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Who holds one, works; the others wait.
+    permits: Arc<Semaphore>,
+    /// The jobs of copies under way.
+    jobs: Mutex<HashMap<CopyId, Arc<Job>>>,
+    pacers: Mutex<HashMap<RepoId, Arc<Pacer>>>,
 }
 
 impl Vault {
@@ -82,11 +105,26 @@ impl Vault {
             .map_err(|e| Error::io("start the threads of the vault", &e))?;
         let handle = runtime.handle().clone();
         let runtime = Mutex::new(Some(runtime));
-        Ok(Arc::new(Vault { engine: Arc::clone(engine), handle, runtime }))
+        Ok(Arc::new(Vault {
+            engine: Arc::clone(engine),
+            handle,
+            runtime,
+            closing: AtomicBool::new(false),
+            threads: Mutex::default(),
+            permits: Arc::new(Semaphore::new(JOBS_AT_ONCE)),
+            jobs: Mutex::default(),
+            pacers: Mutex::default(),
+        }))
     }
 
     /// Ends what is under way. What was not finished goes on at the next start.
     pub fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the vault panicked");
+            }
+        }
         if let Some(runtime) = self.runtime.lock().take() {
             runtime.shutdown_timeout(DRAIN_LIMIT);
         }
@@ -128,6 +166,17 @@ impl Vault {
     /// # Errors
     /// `NotFound`.
     pub fn repo_remove(&self, by: Actor, name: &str) -> Result<()> {
+        let copy = self.engine.copies().into_iter().find(|copy| copy.repo == name);
+        let filling = self.engine.fillings().into_iter().find(|filling| filling.repo == name);
+        let user = copy.map(|copy| format!("copy {}", copy.id));
+        let user = user.or(filling.map(|filling| format!("disk {}", filling.disk)));
+        if let Some(user) = user {
+            let message = format!("repository {name} is in use by {user}");
+            return Err(Error::new(ErrorKind::InUse, message).hint("wait for it, or delete it"));
+        }
+        if let Ok(repo) = self.engine.repo(name) {
+            self.pacers.lock().remove(&repo.id);
+        }
         self.engine.repo_remove(by, name)
     }
 
@@ -144,6 +193,14 @@ impl Vault {
             steps.extend(tried(&store).await?);
             Ok(Checked { id: format.id, version: format.version, steps })
         })
+    }
+
+    /// What limits the bandwidth of a repository.
+    fn pacer(&self, repo: &RepoRecord) -> Arc<Pacer> {
+        let mut pacers = self.pacers.lock();
+        Arc::clone(
+            pacers.entry(repo.id.clone()).or_insert_with(|| Arc::new(Pacer::new(repo.bandwidth))),
+        )
     }
 
     /// Waits for an answer of a repository, not for ever.

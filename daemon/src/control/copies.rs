@@ -1,0 +1,125 @@
+//! The methods of copies.
+//!
+//! Invariants: as in `handlers.rs`.
+//! Absent: repositories (`repos.rs`).
+
+use rowd_proto as proto;
+use rowd_proto::Time;
+
+use super::convert::{consistency, disk, job};
+use super::{Services, resolve};
+use crate::engine::api::{Actor, JobInfo};
+use crate::engine::now;
+use crate::error::Result;
+use crate::vault::copies::{CopyInfo, CopyState, Header, RestoreSpec};
+
+pub(super) fn create(
+    services: &Services,
+    by: Actor,
+    ask: proto::CopyCreate,
+) -> Result<proto::Copy> {
+    let snapshot = resolve::snapshot(&services.engine, &ask.snapshot)?;
+    services.vault.copy_create(by, &snapshot, &ask.repo, ask.description).map(copy)
+}
+
+pub(super) fn list(services: &Services, _: Actor, ask: proto::CopyList) -> Result<proto::Copies> {
+    let copies = services.vault.copies(ask.repo.as_deref())?;
+    Ok(proto::Copies { copies: copies.into_iter().map(copy).collect() })
+}
+
+pub(super) fn show(services: &Services, _: Actor, ask: proto::CopyShow) -> Result<proto::Copy> {
+    services.vault.copy(&ask.copy, ask.repo.as_deref()).map(copy)
+}
+
+pub(super) fn verify(services: &Services, _: Actor, ask: proto::CopyVerify) -> Result<proto::Job> {
+    services.vault.copy_verify(&ask.copy, ask.repo.as_deref()).map(job)
+}
+
+pub(super) fn retry(services: &Services, by: Actor, ask: proto::CopyRetry) -> Result<proto::Copy> {
+    services.vault.copy_retry(by, &ask.copy).map(copy)
+}
+
+pub(super) fn delete(
+    services: &Services,
+    by: Actor,
+    ask: proto::CopyDelete,
+) -> Result<proto::CopyDeleted> {
+    let id = services.vault.copy_delete(by, &ask.copy, ask.repo.as_deref())?;
+    Ok(proto::CopyDeleted { id: id.to_string() })
+}
+
+pub(super) fn restore(
+    services: &Services,
+    by: Actor,
+    ask: proto::CopyRestore,
+) -> Result<proto::CopyRestored> {
+    let instance =
+        ask.instance.map(|name| resolve::instance(&services.engine, &name)).transpose()?;
+    let proto::CopyRestore { name, size, description, tags, encrypted, .. } = ask;
+    let spec = RestoreSpec { name, size, description, tags, instance, encrypted };
+    let (made, filling) = services.vault.copy_restore(by, &ask.copy, ask.repo.as_deref(), spec)?;
+    Ok(proto::CopyRestored { disk: disk(made), job: job(filling) })
+}
+
+fn copy(info: CopyInfo) -> proto::Copy {
+    let mut told = proto::Copy {
+        id: info.id.to_string(),
+        repo: info.repo,
+        snapshot_id: info.snapshot.to_string(),
+        status: proto::CopyStatus::Progressing,
+        progress: 0,
+        job: None,
+        remaining_s: None,
+        reason: None,
+        detail: None,
+    };
+    match info.state {
+        CopyState::Progressing(None) => {}
+        CopyState::Progressing(Some(job)) => {
+            (told.progress, told.remaining_s) = progress(&job);
+            told.job = Some(job.id.to_string());
+        }
+        CopyState::Accomplished(header) => {
+            (told.status, told.progress) = (proto::CopyStatus::Accomplished, 100);
+            told.detail = Some(detail(*header));
+        }
+        CopyState::Failed(why) => {
+            (told.status, told.reason) = (proto::CopyStatus::Failed, Some(why));
+        }
+        CopyState::Damaged(why) => {
+            (told.status, told.reason) = (proto::CopyStatus::Damaged, Some(why));
+        }
+    }
+    told
+}
+
+/// Percent, and the seconds left at the speed so far.
+fn progress(job: &JobInfo) -> (u8, Option<u64>) {
+    if job.total == 0 {
+        return (0, None);
+    }
+    let done = job.done.min(job.total);
+    let percent = u8::try_from(u128::from(done) * 100 / u128::from(job.total)).unwrap_or(99);
+    let elapsed = now().saturating_sub(job.started_at);
+    let left = u128::from(elapsed) * u128::from(job.total - done) / u128::from(done.max(1));
+    (percent.min(99), u64::try_from(left).ok().filter(|_| done > 0))
+}
+
+fn detail(header: Header) -> proto::CopyDetail {
+    proto::CopyDetail {
+        snapshot_name: header.snapshot_name,
+        disk_id: header.disk.to_string(),
+        disk_name: header.disk_name,
+        size: header.size,
+        created_at: Time::from_unix(header.created_at),
+        copied_at: Time::from_unix(header.copied_at),
+        consistency: consistency(header.consistency),
+        description: header.description,
+        tags: header.tags,
+        base: header.base.map(|id| id.to_string()),
+        data_bytes: header.data_bytes,
+        new_bytes: header.new_bytes,
+        sent_bytes: header.new_stored,
+        writer: header.writer,
+    }
+}

@@ -1,0 +1,62 @@
+//! Repositories, copies under way and disks that are being filled, in the catalogue.
+//!
+//! Invariants: a filling is there only as long as its disk is.
+//! Absent: the verbs (`engine/copies.rs`).
+
+use super::{Catalogue, Op};
+use crate::engine::copies::{CopyRecord, Filling};
+use crate::error::{Error, Result};
+use crate::units::{CopyId, DiskId};
+
+impl Catalogue {
+    /// Does what an entry of the vault says that changes nothing but records.
+    ///
+    /// # Errors
+    /// It names what does not exist.
+    pub fn apply_vault(&mut self, op: Op) -> Result<()> {
+        let there = match op {
+            Op::RepoAdd { repo } => {
+                self.put_repo(repo);
+                true
+            }
+            Op::RepoRemove { name } => self.remove_repo(&name).is_some(),
+            Op::CopyPut { copy, .. } => {
+                self.put_copy(copy);
+                true
+            }
+            Op::CopyRemove { id, .. } => self.remove_copy(&id).is_some(),
+            Op::DiskFilled { id } => {
+                self.disks.contains_key(&id) && {
+                    self.remove_filling(&id);
+                    true
+                }
+            }
+            _ => return Err(Error::internal("this is no change of the vault's records")),
+        };
+        match there {
+            true => Ok(()),
+            false => Err(Error::corrupt("a catalogue record names what does not exist")),
+        }
+    }
+
+    pub fn put_copy(&mut self, copy: CopyRecord) {
+        self.dirty.insert(format!("copy/{}", copy.id));
+        self.copies.insert(copy.id.clone(), copy);
+    }
+
+    pub fn remove_copy(&mut self, id: &CopyId) -> Option<CopyRecord> {
+        self.dirty.insert(format!("copy/{id}"));
+        self.copies.remove(id)
+    }
+
+    pub fn put_filling(&mut self, filling: Filling) {
+        self.dirty.insert(format!("filling/{}", filling.disk));
+        self.fillings.insert(filling.disk.clone(), filling);
+    }
+
+    pub fn remove_filling(&mut self, disk: &DiskId) {
+        if self.fillings.remove(disk).is_some() {
+            self.dirty.insert(format!("filling/{disk}"));
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Copies of snapshots as the engine sees them: those under way, what is needed to make one, and disks that are
+//! being filled from one.
+//!
+//! Invariants: a copy that is under way is a record, so that it goes on after any end of the daemon; a snapshot
+//! that is being copied is in use; a disk that is being filled can be deleted, and nothing else.
+//! Absent: finished copies, which their repository knows; talking to repositories (`vault/`).
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::Engine;
+use super::api::{Actor, Change, ClientInfo, DiskInfo, DiskSpec};
+use super::catalogue::Op;
+use super::clients::{Hangup, Subject};
+use super::exports::Target;
+use super::jobs::Job;
+use super::now;
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{CopyId, DiskId, SnapshotId};
+
+/// Copies under way or failed; more wait for a decision.
+const COPIES_MAX: usize = 1024;
+/// Changes asked for at a time.
+const CHANGES_AT_ONCE: usize = 64 << 10;
+
+/// A copy that is under way, or failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyRecord {
+    pub id: CopyId,
+    pub snapshot: SnapshotId,
+    /// The name of the repository.
+    pub repo: String,
+    #[serde(default)]
+    pub description: String,
+    pub started_at: u64,
+    /// Why it failed; it goes on when somebody asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+}
+
+/// Where the contents of a disk come from that does not have them yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filling {
+    pub disk: DiskId,
+    /// The name of the repository.
+    pub repo: String,
+    pub copy: CopyId,
+    pub snapshot: SnapshotId,
+}
+
+/// A copy to fill a disk from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub repo: String,
+    pub copy: CopyId,
+    pub snapshot: SnapshotId,
+}
+
+impl Source {
+    pub(super) fn of(self, disk: &DiskId) -> Filling {
+        let Source { repo, copy, snapshot } = self;
+        Filling { disk: disk.clone(), repo, copy, snapshot }
+    }
+}
+
+impl Engine {
+    /// Copies under way or failed.
+    #[must_use]
+    pub fn copies(&self) -> Vec<CopyRecord> {
+        self.catalogue.read().copies.values().cloned().collect()
+    }
+
+    /// Remembers a copy that begins.
+    ///
+    /// # Errors
+    /// `InUse` when this snapshot is being copied there; there is no such snapshot or repository.
+    pub fn copy_begin(&self, by: Actor, copy: CopyRecord) -> Result<()> {
+        let _shape = self.shape.lock();
+        let snapshot = self.snapshot_record(&copy.snapshot)?;
+        self.repo(&copy.repo)?;
+        if self.is_encrypted(snapshot.tree) {
+            let message = format!("{} is encrypted, and copies are not", snapshot.name);
+            return Err(Error::new(ErrorKind::Unsupported, message)
+                .hint("its contents would be in the repository for all who can read it"));
+        }
+        let copies = self.copies();
+        let same = |other: &&CopyRecord| other.snapshot == copy.snapshot && other.repo == copy.repo;
+        if let Some(other) = copies.iter().find(same) {
+            let (verb, hint) = match other.failed {
+                None => {
+                    ("is being copied", format!("wait for it: `rowctl copy wait {}`", other.id))
+                }
+                Some(_) => {
+                    ("has failed to be copied", format!("try `rowctl copy retry {}`", other.id))
+                }
+            };
+            let message = format!("{} {verb} to {} already", snapshot.name, copy.repo);
+            return Err(Error::new(ErrorKind::InUse, message).hint(hint));
+        }
+        if copies.len() >= COPIES_MAX {
+            let message = format!("{COPIES_MAX} copies are under way or failed");
+            return Err(Error::new(ErrorKind::Quota, message).hint("see `rowctl copy list`"));
+        }
+        let label = self.snapshot_label(&snapshot);
+        let message = format!("copy of {label} to {} began", copy.repo);
+        self.change(by, Op::CopyPut { copy, kind: "copy.start".to_owned() }, message)
+    }
+
+    /// Takes note that a copy failed, or that it is tried again (`None`).
+    ///
+    /// # Errors
+    /// It is no longer there.
+    pub fn copy_failed(&self, by: Actor, id: &CopyId, why: Option<String>) -> Result<CopyRecord> {
+        let _shape = self.shape.lock();
+        let found = self.catalogue.read().copies.get(id).cloned();
+        let mut copy =
+            found.ok_or_else(|| Error::not_found(format!("no copy {id} is under way")))?;
+        let (kind, message) = match &why {
+            Some(why) => ("copy.fail", format!("copy {id} to {} failed: {why}", copy.repo)),
+            None => ("copy.retry", format!("copy {id} to {} is tried again", copy.repo)),
+        };
+        copy.failed = why;
+        self.change(by, Op::CopyPut { copy: copy.clone(), kind: kind.to_owned() }, message)?;
+        Ok(copy)
+    }
+
+    /// Forgets a copy: it is complete, or given up. `kind` and `message` are for its event.
+    ///
+    /// # Errors
+    /// The pool has stopped.
+    pub fn copy_end(&self, by: Actor, id: &CopyId, kind: &str, message: String) -> Result<()> {
+        let _shape = self.shape.lock();
+        if !self.catalogue.read().copies.contains_key(id) {
+            return Ok(());
+        }
+        self.change(by, Op::CopyRemove { id: id.clone(), kind: kind.to_owned() }, message)
+    }
+
+    /// Which of some snapshots has most in common with another one: its nearest ancestor, or else the
+    /// latest of its family. Those that are gone do not count.
+    #[must_use]
+    pub fn copy_base(&self, of: &SnapshotId, among: &[SnapshotId]) -> Option<SnapshotId> {
+        let catalogue = self.catalogue.read();
+        let target = catalogue.snapshots.get(of)?;
+        let ancestry: Vec<_> = {
+            let tree = self.tree(target.tree);
+            let nodes = tree.nodes.lock();
+            nodes.ancestry(target.node).map(|(epoch, _)| epoch).collect()
+        };
+        let family = among.iter().filter_map(|id| catalogue.snapshots.get(id));
+        family
+            .filter(|other| other.tree == target.tree && other.id != target.id)
+            .max_by_key(|other| (ancestry.contains(&other.node), other.node))
+            .map(|other| other.id.clone())
+    }
+
+    /// All that changed from one snapshot (`None`: an empty disk) to another, in order.
+    ///
+    /// # Errors
+    /// As [`Engine::diff`].
+    pub fn changes(&self, from: Option<&SnapshotId>, to: &SnapshotId) -> Result<Vec<Change>> {
+        let (mut all, mut at): (Vec<Change>, u64) = (Vec::new(), 0);
+        loop {
+            let (found, next) = self.diff(from, to, at, CHANGES_AT_ONCE)?;
+            all.extend(found);
+            match next {
+                Some(next) if next > at => at = next,
+                Some(_) => return Err(Error::internal("a diff does not go on")),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// Opens a snapshot for reading, and keeps it until the target is dropped: `user` is who it is in use
+    /// by, `hangup` is called when somebody deletes it by force.
+    ///
+    /// # Errors
+    /// `NotFound`; `ShuttingDown` while it is being deleted.
+    pub fn pin_snapshot(
+        self: &Arc<Self>,
+        id: &SnapshotId,
+        user: &str,
+        hangup: Hangup,
+    ) -> Result<Target> {
+        let snapshot = self.snapshot_record(id)?;
+        let export = self.snapshot_label(&snapshot);
+        let info = ClientInfo { export, pid: None, peer: user.to_owned(), connected_at: now() };
+        let subject = Subject::Snapshot(id.clone());
+        let listed = self.clients.add(subject.clone(), info, hangup)?;
+        // Again: it may have been deleted just before it was listed.
+        let disk = self.open_snapshot(&self.snapshot_record(id)?);
+        Ok(Target::new(disk, Arc::clone(self), subject, listed))
+    }
+
+    /// Begins a job of the vault.
+    ///
+    /// # Errors
+    /// There are no random numbers for its id.
+    pub fn job_begin(&self, kind: &'static str, object: &str) -> Result<Arc<Job>> {
+        self.jobs.begin(kind, object, false)
+    }
+
+    /// The disks that are being filled.
+    #[must_use]
+    pub fn fillings(&self) -> Vec<Filling> {
+        self.catalogue.read().fillings.values().cloned().collect()
+    }
+
+    /// Makes a disk that cannot be used until it is filled.
+    ///
+    /// # Errors
+    /// The name or size will not do.
+    pub fn fill_begin(&self, by: Actor, spec: DiskSpec, source: Source) -> Result<DiskInfo> {
+        self.disk_made(by, spec, Some(source))
+    }
+
+    /// A disk that is being filled, to write to.
+    ///
+    /// # Errors
+    /// It has been deleted, or is filled.
+    pub fn fill_target(&self, id: &DiskId) -> Result<Arc<Disk>> {
+        if self.catalogue.read().fillings.contains_key(id) {
+            return self.live(id);
+        }
+        Err(Error::new(ErrorKind::Cancelled, format!("disk {id} was deleted")))
+    }
+
+    /// A disk has all its contents, durably, and can be used.
+    ///
+    /// # Errors
+    /// It has been deleted; the pool has stopped.
+    pub fn fill_end(&self, id: &DiskId) -> Result<()> {
+        self.shared.pool.sync()?;
+        let _shape = self.shape.lock();
+        let disk = self.record(id)?;
+        let message = format!("disk {} has all its contents", disk.name);
+        self.change(Actor::DAEMON, Op::DiskFilled { id: id.clone() }, message)
+    }
+
+    /// Refuses a disk that does not have its contents yet.
+    pub(super) fn refuse_filling(&self, id: &DiskId) -> Result<()> {
+        let catalogue = self.catalogue.read();
+        let Some(filling) = catalogue.fillings.get(id) else { return Ok(()) };
+        let name = catalogue.disks.get(id).map_or_else(|| id.to_string(), |disk| disk.name.clone());
+        let message = format!("{name} is still being filled from copy {}", filling.copy);
+        Err(Error::new(ErrorKind::WrongState, message).hint("see `rowctl job list`"))
+    }
+}

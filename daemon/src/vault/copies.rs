@@ -1,0 +1,412 @@
+//! The verbs of copies: begin, list, show, verify, delete, retry, make a disk of one; and going on after a start.
+//!
+//! Invariants: what a repository says about finished copies is what counts, what the catalogue says about those
+//! under way; a copy that is damaged is listed as such, with what is wrong.
+//! Absent: how it is done (`upload.rs`, `download.rs`, `collect.rs`).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+pub use super::header::Header;
+use super::header::{self, COPIES};
+use super::store::Store;
+use super::work::Work;
+use super::{Vault, collect, download, open_repo, upload};
+use crate::engine::api::{Actor, DiskInfo, DiskSpec, JobInfo, Tags};
+use crate::engine::copies::{CopyRecord, Filling, Source};
+use crate::engine::jobs::Job;
+use crate::engine::now;
+use crate::engine::repos::RepoRecord;
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{CopyId, InstanceId, SnapshotId};
+
+/// How a copy is.
+#[derive(Clone, Debug)]
+pub enum CopyState {
+    /// Under way, in its job.
+    Progressing(Option<JobInfo>),
+    Accomplished(Box<Header>),
+    /// It stopped, and why.
+    Failed(String),
+    /// It was complete; now something is wrong with it.
+    Damaged(String),
+}
+
+/// A copy as it is told.
+#[derive(Clone, Debug)]
+pub struct CopyInfo {
+    pub id: CopyId,
+    pub repo: String,
+    pub snapshot: SnapshotId,
+    pub state: CopyState,
+}
+
+/// A disk to make of a copy.
+#[derive(Clone, Debug)]
+pub struct RestoreSpec {
+    pub name: String,
+    pub size: Option<u64>,
+    pub description: String,
+    pub tags: Tags,
+    pub instance: Option<InstanceId>,
+    /// Store the disk as ciphertext.
+    pub encrypted: bool,
+}
+
+impl Vault {
+    /// Goes on with what was under way when the daemon ended.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn resume(self: &Arc<Self>) -> Result<()> {
+        for copy in self.engine.copies().into_iter().filter(|copy| copy.failed.is_none()) {
+            self.begin_upload(copy)?;
+        }
+        for filling in self.engine.fillings() {
+            self.begin_fill(filling)?;
+        }
+        Ok(())
+    }
+
+    /// Begins to copy a snapshot to a repository.
+    ///
+    /// # Errors
+    /// It is being copied there; there is no such snapshot or repository.
+    pub fn copy_create(
+        self: &Arc<Self>,
+        by: Actor,
+        snapshot: &SnapshotId,
+        repo: &str,
+        description: String,
+    ) -> Result<CopyInfo> {
+        let copy = CopyRecord {
+            id: CopyId::random()?,
+            snapshot: snapshot.clone(),
+            repo: repo.to_owned(),
+            description,
+            started_at: now(),
+            failed: None,
+        };
+        self.engine.copy_begin(by, copy.clone())?;
+        self.begin_upload(copy.clone())?;
+        Ok(self.under_way(copy))
+    }
+
+    /// The copies in a repository, or in all, those under way included.
+    ///
+    /// # Errors
+    /// A repository does not answer.
+    pub fn copies(&self, repo: Option<&str>) -> Result<Vec<CopyInfo>> {
+        let mut all = Vec::new();
+        for repo in self.repos_named(repo)? {
+            let known = self.engine.copies().into_iter().filter(|copy| copy.repo == repo.name);
+            let known: Vec<CopyInfo> = known.map(|copy| self.under_way(copy)).collect();
+            let found = self.wait(&repo.name, async {
+                let (store, _) = open_repo(&repo).await?;
+                let mut found = Vec::new();
+                for (id, snapshot) in keys(&store).await? {
+                    if let Some(info) = told(&store, &repo.name, id, snapshot).await? {
+                        found.push(info);
+                    }
+                }
+                Ok(found)
+            })?;
+            let is_new = |info: &CopyInfo| known.iter().all(|other| other.id != info.id);
+            all.extend(found.into_iter().filter(is_new));
+            all.extend(known);
+        }
+        Ok(all)
+    }
+
+    /// The copy of that id, or the only one whose id begins so.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` when several begin so; a repository does not answer.
+    pub fn copy(&self, name: &str, repo: Option<&str>) -> Result<CopyInfo> {
+        let fits = |id: &CopyId| name.len() > CopyId::PREFIX.len() && id.as_str().starts_with(name);
+        let mut found: Vec<(String, CopyId, SnapshotId)> = Vec::new();
+        let mut trouble = None;
+        for copy in self.engine.copies().into_iter().filter(|copy| fits(&copy.id)) {
+            if repo.is_none_or(|repo| repo == copy.repo) {
+                return Ok(self.under_way(copy));
+            }
+        }
+        for repo in self.repos_named(repo)? {
+            let listed = self.wait(&repo.name, async {
+                let (store, _) = open_repo(&repo).await?;
+                keys(&store).await
+            });
+            match listed {
+                Ok(listed) => {
+                    let fitting = listed.into_iter().filter(|(id, _)| fits(id));
+                    found.extend(fitting.map(|(id, snapshot)| (repo.name.clone(), id, snapshot)));
+                }
+                Err(error) => trouble = Some(error),
+            }
+        }
+        match (found.pop(), found.is_empty(), trouble) {
+            (Some((repo, id, snapshot)), true, _) => {
+                let repo = self.engine.repo(&repo)?;
+                let info = self.wait(&repo.name, async {
+                    let (store, _) = open_repo(&repo).await?;
+                    told(&store, &repo.name, id, snapshot).await
+                })?;
+                info.ok_or_else(|| no_copy(name))
+            }
+            (Some(_), false, _) => Err(Error::invalid(format!("several copies begin with {name}"))),
+            (None, _, Some(error)) => Err(error),
+            (None, ..) => Err(no_copy(name)),
+        }
+    }
+
+    /// Tries a copy that failed again.
+    ///
+    /// # Errors
+    /// `WrongState` when it has not failed.
+    pub fn copy_retry(self: &Arc<Self>, by: Actor, name: &str) -> Result<CopyInfo> {
+        let info = self.copy(name, None)?;
+        if !matches!(info.state, CopyState::Failed(_)) {
+            let message = format!("copy {} has not failed", info.id);
+            return Err(Error::new(ErrorKind::WrongState, message));
+        }
+        let copy = self.engine.copy_failed(by, &info.id, None)?;
+        self.begin_upload(copy.clone())?;
+        Ok(self.under_way(copy))
+    }
+
+    /// Reads a copy back, as a job.
+    ///
+    /// # Errors
+    /// `WrongState` while it is under way.
+    pub fn copy_verify(self: &Arc<Self>, name: &str, repo: Option<&str>) -> Result<JobInfo> {
+        let info = self.copy(name, repo)?;
+        refuse_unfinished(&info)?;
+        let repo = self.engine.repo(&info.repo)?;
+        let job = self.engine.job_begin("verify", info.id.as_str())?;
+        let key = header::key(&info.id, &info.snapshot);
+        self.spawn(
+            &job,
+            move |work| download::verify(work, &repo, &key),
+            |_, result| result.map(|header| format!("{} bytes read, no damage", header.data_bytes)),
+        )?;
+        Ok(job.info())
+    }
+
+    /// Deletes a copy; one that is under way is cancelled.
+    ///
+    /// # Errors
+    /// `InUse` while a disk is filled from it.
+    pub fn copy_delete(
+        self: &Arc<Self>,
+        by: Actor,
+        name: &str,
+        repo: Option<&str>,
+    ) -> Result<CopyId> {
+        let info = self.copy(name, repo)?;
+        if let Some(filling) = self.engine.fillings().into_iter().find(|f| f.copy == info.id) {
+            let message = format!("disk {} is being filled from copy {}", filling.disk, info.id);
+            return Err(Error::new(ErrorKind::InUse, message).hint("wait, or delete the disk"));
+        }
+        if let CopyState::Progressing(Some(_)) = info.state
+            && let Some(job) = self.jobs.lock().get(&info.id)
+        {
+            job.cancel();
+            return Ok(info.id);
+        }
+        let repo = self.engine.repo(&info.repo)?;
+        self.wait(&repo.name, async {
+            let (store, _) = open_repo(&repo).await?;
+            collect::delete(&store, &info.id, Some(&info.snapshot)).await
+        })?;
+        let message = format!("copy {} in {} deleted", info.id, repo.name);
+        match info.state {
+            CopyState::Failed(_) | CopyState::Progressing(_) => {
+                self.engine.copy_end(by, &info.id, "copy.delete", message)?;
+            }
+            _ => self.engine.note(by, "copy.delete", info.id.as_str(), message)?,
+        }
+        self.begin_collect(repo)?;
+        Ok(info.id)
+    }
+
+    /// Makes a disk of a copy: it can be used when the job is done.
+    ///
+    /// # Errors
+    /// The copy is not complete; the name or the size will not do.
+    pub fn copy_restore(
+        self: &Arc<Self>,
+        by: Actor,
+        name: &str,
+        repo: Option<&str>,
+        spec: RestoreSpec,
+    ) -> Result<(DiskInfo, JobInfo)> {
+        let info = self.copy(name, repo)?;
+        refuse_unfinished(&info)?;
+        let CopyState::Accomplished(header) = info.state else {
+            return Err(Error::internal("a copy is neither complete nor not"));
+        };
+        let size = spec.size.unwrap_or(header.size);
+        if size < header.size {
+            let message =
+                format!("the copy has {} bytes, a disk of {size} is too small", header.size);
+            return Err(Error::invalid(message).hint("leave the size out"));
+        }
+        let RestoreSpec { name, description, tags, instance, encrypted, .. } = spec;
+        let size = Some(size);
+        let disk =
+            DiskSpec { name, size, description, tags, instance, encrypted, ..DiskSpec::default() };
+        let source = Source { repo: info.repo, copy: info.id, snapshot: info.snapshot };
+        let made = self.engine.fill_begin(by, disk, source)?;
+        let found = self.engine.fillings().into_iter().find(|filling| filling.disk == made.id);
+        let filling = found.ok_or_else(|| Error::not_found("the disk was deleted meanwhile"))?;
+        let job = self.begin_fill(filling)?;
+        Ok((made, job))
+    }
+
+    fn begin_upload(self: &Arc<Self>, copy: CopyRecord) -> Result<()> {
+        let job = self.engine.job_begin("copy", copy.id.as_str())?;
+        self.jobs.lock().insert(copy.id.clone(), Arc::clone(&job));
+        let told = copy.clone();
+        let work = move |work: &Work| upload::run(work, &copy);
+        self.spawn(&job, work, move |work, result| {
+            let outcome = uploaded(work, &told, result);
+            work.vault.jobs.lock().remove(&told.id);
+            outcome
+        })
+    }
+
+    fn begin_fill(self: &Arc<Self>, filling: Filling) -> Result<JobInfo> {
+        let job = self.engine.job_begin("fill", filling.disk.as_str())?;
+        let told = filling.clone();
+        let work = move |work: &Work| download::fill(work, &filling);
+        self.spawn(&job, work, move |work, result| match result {
+            Ok(header) => Ok(format!("{} bytes", header.data_bytes)),
+            Err(error) => {
+                // Half a disk is of no use to anybody.
+                match work.vault.engine.disk_delete(Actor::DAEMON, &told.disk, true) {
+                    Err(other) if other.kind() != ErrorKind::NotFound => {
+                        tracing::warn!(error = %other, disk = %told.disk, "not deleted");
+                    }
+                    _ => {}
+                }
+                Err(error)
+            }
+        })?;
+        Ok(job.info())
+    }
+
+    /// Frees in the background what deleted copies have left.
+    fn begin_collect(self: &Arc<Self>, repo: RepoRecord) -> Result<()> {
+        let job = self.engine.job_begin("collect", &repo.name)?;
+        self.spawn(
+            &job,
+            move |work| {
+                work.wait(async {
+                    let (store, _) = open_repo(&repo).await?;
+                    collect::collect(&store).await
+                })
+            },
+            |_, result| result.map(in_words),
+        )
+    }
+
+    fn under_way(&self, copy: CopyRecord) -> CopyInfo {
+        let job = self.jobs.lock().get(&copy.id).map(|job: &Arc<Job>| job.info());
+        let state = match copy.failed {
+            Some(why) => CopyState::Failed(why),
+            None => CopyState::Progressing(job),
+        };
+        CopyInfo { id: copy.id, repo: copy.repo, snapshot: copy.snapshot, state }
+    }
+
+    fn repos_named(&self, name: Option<&str>) -> Result<Vec<RepoRecord>> {
+        match name {
+            Some(name) => Ok(vec![self.engine.repo(name)?]),
+            None => Ok(self.engine.repos()),
+        }
+    }
+}
+
+/// What came of an upload, in the catalogue and in the repository.
+fn uploaded(work: &Work, copy: &CopyRecord, result: Result<Header>) -> Result<String> {
+    let engine = &work.vault.engine;
+    let told = match result {
+        Ok(header) => {
+            let sent = work.job.done.load(Ordering::Relaxed);
+            let message = format!(
+                "copy {} of {}@{} to {} complete: {sent} bytes of blocks, {} sent",
+                copy.id, header.disk_name, header.snapshot_name, copy.repo, header.new_stored
+            );
+            engine.copy_end(Actor::DAEMON, &copy.id, "copy.done", message.clone())?;
+            Ok(message)
+        }
+        Err(error) if error.kind() == ErrorKind::Cancelled => {
+            give_up(work, copy)?;
+            let message = format!("copy {} to {} cancelled", copy.id, copy.repo);
+            engine.copy_end(Actor::DAEMON, &copy.id, "copy.cancel", message)?;
+            Err(error)
+        }
+        Err(error) => {
+            engine.copy_failed(Actor::DAEMON, &copy.id, Some(error.to_string()))?;
+            Err(error)
+        }
+    };
+    // What others had to leave because of this upload.
+    if let Ok(repo) = engine.repo(&copy.repo) {
+        work.vault.begin_collect(repo)?;
+    }
+    told
+}
+
+/// Takes back what a cancelled upload has sent.
+fn give_up(work: &Work, copy: &CopyRecord) -> Result<()> {
+    let repo = work.vault.engine.repo(&copy.repo)?;
+    work.vault.wait(&repo.name, async {
+        let (store, _) = open_repo(&repo).await?;
+        collect::delete(&store, &copy.id, Some(&copy.snapshot)).await
+    })
+}
+
+fn in_words(done: collect::Collected) -> String {
+    match done.later {
+        true => "left for later: an upload is under way".to_owned(),
+        false => format!("{} chunks freed", done.chunks),
+    }
+}
+
+fn no_copy(name: &str) -> Error {
+    Error::not_found(format!("no copy {name}")).hint("see `rowctl copy list`")
+}
+
+fn refuse_unfinished(info: &CopyInfo) -> Result<()> {
+    match &info.state {
+        CopyState::Accomplished(_) => Ok(()),
+        CopyState::Damaged(why) => Err(Error::corrupt(why.clone())),
+        CopyState::Progressing(_) | CopyState::Failed(_) => {
+            let message = format!("copy {} is not complete", info.id);
+            Err(Error::new(ErrorKind::WrongState, message)
+                .hint(format!("`rowctl copy show {}` says why", info.id)))
+        }
+    }
+}
+
+async fn keys(store: &Store) -> Result<Vec<(CopyId, SnapshotId)>> {
+    let keys = store.list(COPIES).await?;
+    Ok(keys.iter().filter_map(|key| header::parse_key(key)).collect())
+}
+
+/// What a header says; nothing when it was deleted this instant.
+async fn told(
+    store: &Store,
+    repo: &str,
+    id: CopyId,
+    snapshot: SnapshotId,
+) -> Result<Option<CopyInfo>> {
+    let state = match Header::read(store, &header::key(&id, &snapshot)).await {
+        Ok(header) => CopyState::Accomplished(Box::new(header)),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::Corrupt => CopyState::Damaged(error.to_string()),
+        Err(error) => return Err(error),
+    };
+    Ok(Some(CopyInfo { id, repo: repo.to_owned(), snapshot, state }))
+}

@@ -1,0 +1,356 @@
+//! The table of a copy: which blocks of the disk it holds, and in which chunks they are.
+//!
+//! Invariants: pieces are in order, do not overlap, and lie within the disk and within their chunks; a table is
+//! complete in itself, also when most of its chunks were sent with earlier copies.
+//! Absent: the data (`chunk.rs`). FORMAT-VAULT.md has the bytes.
+
+use crate::error::{Error, Result};
+use crate::units::{BLOCK_SIZE, CopyId};
+
+use super::format::hex;
+
+const MAGIC: &[u8; 8] = b"ROWDTAB1";
+const CHUNK_ROW: usize = 44;
+const PIECE_ROW: usize = 20;
+const LEVEL: i32 = 3;
+/// Bytes of an encoded table before compression: 25 million pieces.
+pub const TABLE_MAX: u64 = 512 << 20;
+
+/// A chunk: an object with blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Chunk {
+    /// The copy it was sent with.
+    pub owner: CopyId,
+    /// SHA-256 of its blocks.
+    pub sum: [u8; 32],
+    /// Bytes of its blocks.
+    pub raw: u32,
+    /// Bytes of the object.
+    pub stored: u32,
+}
+
+impl Chunk {
+    /// The key of its object.
+    #[must_use]
+    pub fn key(&self) -> String {
+        format!("chunks/{}/{}", self.owner, hex(&self.sum))
+    }
+}
+
+/// A stretch of blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The first block of the disk.
+    pub start: u64,
+    pub blocks: u32,
+    /// Index of the chunk.
+    pub chunk: u32,
+    /// The first block within the chunk.
+    pub at: u32,
+}
+
+impl Piece {
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.start + u64::from(self.blocks)
+    }
+}
+
+/// The table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    pub chunks: Vec<Chunk>,
+    pub pieces: Vec<Piece>,
+}
+
+impl Table {
+    /// This table without the blocks in `changed` (in order, by first and end), and with `new` in it. Chunks
+    /// that nothing needs any more are left out.
+    #[must_use]
+    pub fn with(&self, changed: &[(u64, u64)], new: &Table) -> Table {
+        let mut pieces = Vec::with_capacity(self.pieces.len() + new.pieces.len());
+        let mut ranges = changed.iter().copied().peekable();
+        for piece in &self.pieces {
+            let mut rest = *piece;
+            while ranges.peek().is_some_and(|(_, end)| *end <= rest.start) {
+                ranges.next();
+            }
+            let mut seen = ranges.clone();
+            let mut whole = true;
+            while let Some((start, end)) = seen.next().filter(|(start, _)| *start < piece.end()) {
+                if start > rest.start {
+                    let (before, _) = cut(rest, start);
+                    pieces.push(before);
+                }
+                if end >= rest.end() {
+                    whole = false;
+                    break;
+                }
+                if end > rest.start {
+                    rest = cut(rest, end).1;
+                }
+            }
+            if whole {
+                pieces.push(rest);
+            }
+        }
+        let moved = u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
+        let added = new.pieces.iter().map(|p| Piece { chunk: p.chunk + moved, ..*p });
+        pieces.extend(added);
+        pieces.sort_unstable_by_key(|piece| piece.start);
+        let chunks = self.chunks.iter().chain(&new.chunks).cloned().collect();
+        Table { chunks, pieces }.without_unused()
+    }
+
+    fn without_unused(mut self) -> Table {
+        let mut place: Vec<Option<u32>> = vec![None; self.chunks.len()];
+        let mut chunks = Vec::new();
+        for piece in &mut self.pieces {
+            let old = piece.chunk as usize;
+            piece.chunk = *place[old].get_or_insert_with(|| {
+                chunks.push(self.chunks[old].clone());
+                u32::try_from(chunks.len() - 1).unwrap_or(u32::MAX)
+            });
+        }
+        Table { chunks, pieces: self.pieces }
+    }
+
+    /// The copies whose chunks it needs, each once, in order.
+    #[must_use]
+    pub fn owners(&self) -> Vec<CopyId> {
+        let mut all: Vec<CopyId> = self.chunks.iter().map(|chunk| chunk.owner.clone()).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// Bytes of the table before they are compressed.
+    #[must_use]
+    pub fn encoded_bytes(&self) -> u64 {
+        let owners: usize = self.owners().iter().map(|owner| 4 + owner.as_str().len()).sum();
+        let rows = self.chunks.len() * CHUNK_ROW + self.pieces.len() * PIECE_ROW;
+        (MAGIC.len() + 12 + owners + rows) as u64
+    }
+
+    /// The table as bytes.
+    ///
+    /// # Errors
+    /// It is too large.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let owners = self.owners();
+        let number = |count: usize| {
+            u32::try_from(count)
+                .map_err(|_| Error::invalid("the disk is too fragmented to be copied"))
+        };
+        let mut raw = MAGIC.to_vec();
+        for count in [owners.len(), self.chunks.len(), self.pieces.len()] {
+            raw.extend_from_slice(&number(count)?.to_le_bytes());
+        }
+        for owner in &owners {
+            raw.extend_from_slice(&number(owner.as_str().len())?.to_le_bytes());
+            raw.extend_from_slice(owner.as_str().as_bytes());
+        }
+        for chunk in &self.chunks {
+            let owner = owners.binary_search(&chunk.owner).unwrap_or_default();
+            raw.extend_from_slice(&number(owner)?.to_le_bytes());
+            raw.extend_from_slice(&chunk.sum);
+            raw.extend_from_slice(&chunk.raw.to_le_bytes());
+            raw.extend_from_slice(&chunk.stored.to_le_bytes());
+        }
+        for piece in &self.pieces {
+            raw.extend_from_slice(&piece.start.to_le_bytes());
+            for field in [piece.blocks, piece.chunk, piece.at] {
+                raw.extend_from_slice(&field.to_le_bytes());
+            }
+        }
+        if raw.len() as u64 > TABLE_MAX {
+            return Err(Error::invalid("the disk is too fragmented to be copied"));
+        }
+        zstd::bulk::compress(&raw, LEVEL).map_err(|e| Error::internal(format!("compress: {e}")))
+    }
+
+    /// Reads a table of a disk of `size` bytes.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming `key`.
+    pub fn decode(key: &str, bytes: &[u8], raw_bytes: u64, size: u64) -> Result<Table> {
+        let damaged =
+            |why: &str| Error::corrupt(format!("{key} in the repository is damaged: {why}"));
+        let room = usize::try_from(raw_bytes.min(TABLE_MAX)).unwrap_or(0);
+        let raw = zstd::bulk::decompress(bytes, room).map_err(|e| damaged(&e.to_string()))?;
+        let mut reader = Reader { rest: &raw };
+        let table = read(&mut reader).ok_or_else(|| damaged("it is cut short"))?;
+        if !reader.rest.is_empty() {
+            return Err(damaged("it is too long"));
+        }
+        table.check(size / BLOCK_SIZE).map_err(damaged)?;
+        Ok(table)
+    }
+
+    fn check(&self, blocks: u64) -> Result<(), &'static str> {
+        let mut end = 0;
+        for piece in &self.pieces {
+            let Some(chunk) = self.chunks.get(piece.chunk as usize) else {
+                return Err("a piece is in no chunk");
+            };
+            let inside = (u64::from(piece.at) + u64::from(piece.blocks)) * BLOCK_SIZE;
+            if inside > u64::from(chunk.raw) || piece.blocks == 0 {
+                return Err("a piece is not within its chunk");
+            }
+            // Sums below 2^64: a start is less than the disk's blocks, or this ends here.
+            if piece.start < end || piece.start >= blocks || piece.end() > blocks {
+                return Err("its pieces overlap or are beyond the disk");
+            }
+            end = piece.end();
+        }
+        Ok(())
+    }
+}
+
+/// A piece cut in two at a block within it.
+fn cut(piece: Piece, block: u64) -> (Piece, Piece) {
+    let first = u32::try_from(block - piece.start).unwrap_or(u32::MAX);
+    let before = Piece { blocks: first, ..piece };
+    let behind =
+        Piece { start: block, blocks: piece.blocks - first, at: piece.at + first, ..piece };
+    (before, behind)
+}
+
+fn read(reader: &mut Reader<'_>) -> Option<Table> {
+    if reader.take(MAGIC.len())? != MAGIC {
+        return None;
+    }
+    let (owners, chunks, pieces) = (reader.count()?, reader.count()?, reader.count()?);
+    let mut names = Vec::new();
+    for _ in 0..owners {
+        let length = reader.count()?;
+        let name = std::str::from_utf8(reader.take(length)?).ok()?;
+        names.push(CopyId::from(name));
+    }
+    let mut table = Table::default();
+    let mut rows = Reader { rest: reader.take(chunks.checked_mul(CHUNK_ROW)?)? };
+    for _ in 0..chunks {
+        let owner = names.get(rows.count()?)?.clone();
+        let sum = rows.take(32)?.try_into().ok()?;
+        table.chunks.push(Chunk { owner, sum, raw: rows.number()?, stored: rows.number()? });
+    }
+    let mut rows = Reader { rest: reader.take(pieces.checked_mul(PIECE_ROW)?)? };
+    for _ in 0..pieces {
+        let start = u64::from_le_bytes(rows.take(8)?.try_into().ok()?);
+        let (blocks, chunk, at) = (rows.number()?, rows.number()?, rows.number()?);
+        table.pieces.push(Piece { start, blocks, chunk, at });
+    }
+    Some(table)
+}
+
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.rest.split_at_checked(length)?;
+        self.rest = rest;
+        Some(taken)
+    }
+
+    fn number(&mut self) -> Option<u32> {
+        Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
+    }
+
+    fn count(&mut self) -> Option<usize> {
+        self.number().and_then(|number| usize::try_from(number).ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BLOCKS: u64 = 64;
+
+    fn chunk(owner: &str, first: u8) -> Chunk {
+        let raw = u32::try_from(BLOCKS * BLOCK_SIZE).unwrap();
+        Chunk { owner: CopyId::from(owner), sum: [first; 32], raw, stored: 7 }
+    }
+
+    /// A table whose piece for each marked block tells its place by `at`.
+    fn table(owner: &str, marked: &[bool]) -> Table {
+        let mut pieces: Vec<Piece> = Vec::new();
+        for (block, _) in marked.iter().enumerate().filter(|(_, is)| **is) {
+            let at = u32::try_from(block).unwrap();
+            match pieces.last_mut().filter(|last| last.end() == block as u64) {
+                Some(last) => last.blocks += 1,
+                None => pieces.push(Piece { start: block as u64, blocks: 1, chunk: 0, at }),
+            }
+        }
+        let chunks =
+            if pieces.is_empty() { vec![] } else { vec![chunk(owner, owner.as_bytes()[0])] };
+        Table { chunks, pieces }
+    }
+
+    /// Whose chunk each block is in.
+    fn owners(table: &Table) -> Vec<Option<String>> {
+        let mut all = vec![None; usize::try_from(BLOCKS).unwrap()];
+        for piece in &table.pieces {
+            for block in 0..piece.blocks {
+                let lba = usize::try_from(piece.start).unwrap() + block as usize;
+                assert_eq!(piece.at as usize + block as usize, lba, "the right block of the chunk");
+                assert!(all[lba].is_none(), "block {lba} is there twice");
+                all[lba] = Some(table.chunks[piece.chunk as usize].owner.to_string());
+            }
+        }
+        all
+    }
+
+    fn ranges(marked: &[bool]) -> Vec<(u64, u64)> {
+        table("x", marked).pieces.iter().map(|p| (p.start, p.end())).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn changes_lie_over_what_was_there(
+            old in prop::collection::vec(any::<bool>(), 64),
+            new in prop::collection::vec(any::<bool>(), 64),
+            zero in prop::collection::vec(any::<bool>(), 64),
+        ) {
+            let changed: Vec<bool> = new.iter().zip(&zero).map(|(n, z)| *n || *z).collect();
+            let merged = table("a", &old).with(&ranges(&changed), &table("b", &new));
+            let expected: Vec<Option<String>> = (0..64)
+                .map(|at| match (new[at], changed[at], old[at]) {
+                    (true, ..) => Some("b".to_owned()),
+                    (false, false, true) => Some("a".to_owned()),
+                    _ => None,
+                })
+                .collect();
+            prop_assert_eq!(owners(&merged), expected);
+            let bytes = merged.encode().unwrap();
+            let again = Table::decode("t", &bytes, 1 << 20, BLOCKS * BLOCK_SIZE).unwrap();
+            prop_assert_eq!(again, merged);
+        }
+
+        #[test]
+        fn nothing_in_a_damaged_table_is_believed(at in 0usize..400, bit in 0u8..8) {
+            let marked: Vec<bool> = (0..64).map(|n| n % 3 == 0).collect();
+            let raw = zstd::bulk::decompress(&table("a", &marked).encode().unwrap(), 1 << 20).unwrap();
+            let mut bad = raw.clone();
+            let at = at % bad.len();
+            bad[at] ^= 1 << bit;
+            let packed = zstd::bulk::compress(&bad, 1).unwrap();
+            if let Ok(found) = Table::decode("t", &packed, 1 << 20, BLOCKS * BLOCK_SIZE) {
+                // A flipped bit of a sum or a place is found by the sum of the table; here nothing may panic.
+                prop_assert!(found.pieces.iter().all(|piece| piece.end() <= BLOCKS));
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_for_another_size_is_refused() {
+        let table = table("a", &[true; 64]);
+        let bytes = table.encode().unwrap();
+        let error = Table::decode("tables/x", &bytes, 1 << 20, 63 * BLOCK_SIZE).unwrap_err();
+        assert!(error.message().contains("tables/x"), "{error}");
+        assert!(Table::decode("t", b"junk", 1 << 20, 1 << 20).is_err());
+    }
+}

@@ -1,0 +1,319 @@
+//! Making a copy: read what changed, pack it, send it, and commit it with one object.
+//!
+//! Invariants: nothing is a copy before its header is written, and that is the last thing; the mark of an
+//! upload is there before anything is relied on that others sent; what was sent before the daemon ended is
+//! not sent again.
+//! Absent: deleting (`collect.rs`).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::chunk::{CHUNK_BYTES, pack};
+use super::format::{VERSION, hex, seal, sha256_hex};
+use super::header::{self, COPIES, Header, UPLOADS, Upload};
+use super::open_repo;
+use super::store::Store;
+use super::table::{Chunk, Piece, Table};
+use super::work::{Pacer, Work};
+use crate::disk::lane::Lane;
+use crate::engine::api::{Change, SnapshotInfo};
+use crate::engine::copies::CopyRecord;
+use crate::engine::now;
+use crate::error::{Error, ErrorKind, Result};
+use crate::faults;
+use crate::units::{BLOCK_SIZE, ByteRange, CopyId};
+
+/// Chunks that are packed or sent at a time.
+pub const PARALLEL: usize = 6;
+/// The mark of an upload is written again so often; others take it for abandoned after days.
+const MARK_EVERY: Duration = Duration::from_secs(3600);
+
+/// How long chunks under way may take once the copy has failed.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a copy is made of.
+struct Contents {
+    base: Option<(Header, Table)>,
+    changes: Vec<Change>,
+    /// What was sent.
+    new: Table,
+}
+
+struct Sender<'a> {
+    work: &'a Work,
+    store: Store,
+    pacer: Arc<Pacer>,
+    id: CopyId,
+    /// Keys that are there from an earlier attempt.
+    there: Arc<HashSet<String>>,
+    under_way: JoinSet<Result<(usize, Chunk)>>,
+    chunks: Vec<Option<Chunk>>,
+    pieces: Vec<Piece>,
+    marked: Instant,
+}
+
+/// Makes a copy, or goes on with one.
+///
+/// # Errors
+/// `Cancelled`; the snapshot or the store cannot be read or written.
+pub(super) fn run(work: &Work, copy: &CopyRecord) -> Result<Header> {
+    let engine = &work.vault.engine;
+    let repo = engine.repo(&copy.repo)?;
+    let job = Arc::clone(&work.job);
+    let user = format!("copy {} to {}", copy.id, copy.repo);
+    let target = engine.pin_snapshot(&copy.snapshot, &user, Box::new(move || job.cancel()))?;
+    let info = engine.snapshot(&copy.snapshot)?;
+    let (store, _) = work.wait(open_repo(&repo))?;
+    let key = header::key(&copy.id, &copy.snapshot);
+    match work.wait(Header::read(&store, &key)) {
+        // It was complete when the daemon ended.
+        Ok(done) => return work.wait(unmark(&store, &copy.id)).map(|()| done),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    work.wait(mark(work, &store, &copy.id))?;
+    faults::fail_point("copy.marked");
+    let base = find_base(work, &store, copy)?;
+    let from = base.as_ref().map(|(header, _)| header.snapshot.clone());
+    let changes = engine.changes(from.as_ref(), &copy.snapshot)?;
+    let own = format!("chunks/{}", copy.id);
+    let there: HashSet<String> = work.wait(store.list(&own))?.into_iter().collect();
+    let mut sender = Sender {
+        work,
+        store: store.clone(),
+        pacer: work.vault.pacer(&repo),
+        id: copy.id.clone(),
+        there: Arc::new(there),
+        under_way: JoinSet::new(),
+        chunks: Vec::new(),
+        pieces: Vec::new(),
+        marked: Instant::now(),
+    };
+    let new = sender.send(&mut Lane::new(&target.disk), &changes, info.size);
+    if new.is_err() {
+        sender.drain();
+    }
+    let new = new?;
+    let header = commit(work, &store, copy, &info, Contents { base, changes, new })?;
+    work.wait(unmark(&store, &copy.id))?;
+    Ok(header)
+}
+
+impl Sender<'_> {
+    /// Sends all blocks that changed; says where they are.
+    fn send(&mut self, lane: &mut Lane, changes: &[Change], size: u64) -> Result<Table> {
+        let stored = changes.iter().filter(|change| !change.zero && change.offset < size);
+        let total = stored.clone().map(|change| change.length).sum();
+        self.work.job.total.store(total, Ordering::Relaxed);
+        let mut blocks = Vec::with_capacity(CHUNK_BYTES);
+        for change in stored {
+            let (mut at, end) = (change.offset, (change.offset + change.length).min(size));
+            while at < end {
+                let room = CHUNK_BYTES - blocks.len();
+                let length = usize::try_from(end - at).unwrap_or(room).min(room);
+                let first = blocks.len();
+                blocks.resize(first + length, 0);
+                let range = ByteRange { start: at, end: at + length as u64 };
+                lane.read(range, &mut blocks[first..])?;
+                self.piece(at, length, first)?;
+                at = range.end;
+                if blocks.len() == CHUNK_BYTES {
+                    let full = std::mem::replace(&mut blocks, Vec::with_capacity(CHUNK_BYTES));
+                    self.begin(full)?;
+                }
+            }
+        }
+        if !blocks.is_empty() {
+            self.begin(blocks)?;
+        }
+        while !self.under_way.is_empty() {
+            self.one_done()?;
+        }
+        let chunks = std::mem::take(&mut self.chunks).into_iter().collect::<Option<Vec<_>>>();
+        let chunks = chunks.ok_or_else(|| Error::internal("a chunk was not sent"))?;
+        Ok(Table { chunks, pieces: std::mem::take(&mut self.pieces) })
+    }
+
+    fn piece(&mut self, offset: u64, length: usize, at: usize) -> Result<()> {
+        let number = |count: usize| {
+            u32::try_from(count).map_err(|_| Error::invalid("the disk is too large to be copied"))
+        };
+        let block = usize::try_from(BLOCK_SIZE).unwrap_or(usize::MAX);
+        self.pieces.push(Piece {
+            start: offset / BLOCK_SIZE,
+            blocks: number(length / block)?,
+            chunk: number(self.chunks.len())?,
+            at: number(at / block)?,
+        });
+        Ok(())
+    }
+
+    /// Begins to send a chunk, when there is room for another.
+    fn begin(&mut self, blocks: Vec<u8>) -> Result<()> {
+        self.work.check()?;
+        while self.under_way.len() >= PARALLEL {
+            self.one_done()?;
+        }
+        if self.marked.elapsed() > MARK_EVERY {
+            self.work.wait(mark(self.work, &self.store, &self.id))?;
+            self.marked = Instant::now();
+        }
+        let index = self.chunks.len();
+        self.chunks.push(None);
+        let (store, pacer, id) = (self.store.clone(), Arc::clone(&self.pacer), self.id.clone());
+        let there = Arc::clone(&self.there);
+        let handle = self.work.vault.handle.clone();
+        let send = move || {
+            let (chunk, bytes) = pack(&id, &blocks)?;
+            let key = chunk.key();
+            if !there.contains(&key) {
+                handle.block_on(async {
+                    pacer.pass(bytes.len()).await;
+                    store.put(&key, bytes).await
+                })?;
+            }
+            Ok((index, chunk))
+        };
+        self.under_way.spawn_blocking_on(send, &self.work.vault.handle);
+        Ok(())
+    }
+
+    /// Waits a while for chunks under way: none should arrive after the copy is given up.
+    fn drain(&mut self) {
+        let under_way = &mut self.under_way;
+        let all = async { while under_way.join_next().await.is_some() {} };
+        let limited = async { tokio::time::timeout(DRAIN_LIMIT, all).await };
+        if self.work.vault.handle.block_on(limited).is_err() {
+            tracing::warn!(copy = %self.id, "chunks are still under way");
+        }
+    }
+
+    /// Waits for one of the chunks under way.
+    fn one_done(&mut self) -> Result<()> {
+        let under_way = &mut self.under_way;
+        let done = self.work.wait(async {
+            match under_way.join_next().await {
+                Some(done) => done.map_err(|e| Error::internal(e.to_string()))?.map(Some),
+                None => Ok(None),
+            }
+        })?;
+        if let Some((index, chunk)) = done {
+            self.work.job.done.fetch_add(u64::from(chunk.raw), Ordering::Relaxed);
+            self.chunks[index] = Some(chunk);
+            faults::fail_point("copy.sent");
+        }
+        Ok(())
+    }
+}
+
+/// The copy in the repository that has most in common with the snapshot, and its table. One that is damaged
+/// is passed over: a copy must not be built on it.
+fn find_base(work: &Work, store: &Store, copy: &CopyRecord) -> Result<Option<(Header, Table)>> {
+    let keys = work.wait(store.list(COPIES))?;
+    let mut known: Vec<_> = keys.iter().filter_map(|key| header::parse_key(key)).collect();
+    loop {
+        let among: Vec<_> = known.iter().map(|(_, snapshot)| snapshot.clone()).collect();
+        let Some(snapshot) = work.vault.engine.copy_base(&copy.snapshot, &among) else {
+            return Ok(None);
+        };
+        let Some(at) = known.iter().position(|(_, other)| *other == snapshot) else {
+            return Ok(None);
+        };
+        let (id, _) = known.swap_remove(at);
+        let found = work.wait(async {
+            let header = Header::read(store, &header::key(&id, &snapshot)).await?;
+            let table = header.table(store).await?;
+            Ok((header, table))
+        });
+        match found {
+            Ok(found) => return Ok(Some(found)),
+            // Deleted meanwhile, or damaged.
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => {
+                tracing::warn!(error = %e, copy = %id, "not used as a base");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Writes the table and then the header, which makes it a copy.
+fn commit(
+    work: &Work,
+    store: &Store,
+    copy: &CopyRecord,
+    info: &SnapshotInfo,
+    contents: Contents,
+) -> Result<Header> {
+    let Contents { base, changes, new } = contents;
+    let mut ranges: Vec<(u64, u64)> = changes
+        .iter()
+        .map(|change| (change.offset / BLOCK_SIZE, (change.offset + change.length) / BLOCK_SIZE))
+        .collect();
+    // A base that was larger ends here.
+    ranges.push((info.size / BLOCK_SIZE, u64::MAX));
+    let (base, old) = base.map_or((None, Table::default()), |(h, table)| (Some(h.id), table));
+    let table = old.with(&ranges, &new);
+    let bytes = table.encode()?;
+    let header = Header {
+        version: VERSION,
+        id: copy.id.clone(),
+        snapshot: info.id.clone(),
+        snapshot_name: info.name.clone(),
+        disk: info.disk_id.clone(),
+        disk_name: info.disk_name.clone().unwrap_or_else(|| info.disk_id.to_string()),
+        size: info.size,
+        created_at: info.created_at,
+        copied_at: now(),
+        writer: work.vault.engine.status().uuid,
+        consistency: info.consistency,
+        description: copy.description.clone(),
+        tags: info.tags.clone(),
+        base,
+        table_sum: sha256_hex(&bytes),
+        table_stored: bytes.len() as u64,
+        table_raw: table.encoded_bytes(),
+        owners: table.owners(),
+        data_bytes: table.pieces.iter().map(|p| u64::from(p.blocks) * BLOCK_SIZE).sum(),
+        new_bytes: new.chunks.iter().map(|chunk| u64::from(chunk.raw)).sum(),
+        new_stored: new.chunks.iter().map(|chunk| u64::from(chunk.stored)).sum(),
+    };
+    let needed: HashSet<String> = new
+        .chunks
+        .iter()
+        .map(|chunk| format!("chunks/{}/{}", chunk.owner, hex(&chunk.sum)))
+        .collect();
+    work.wait(async {
+        // An earlier attempt may have packed otherwise.
+        for key in store.list(&format!("chunks/{}", copy.id)).await? {
+            if !needed.contains(&key) {
+                store.delete(&key).await?;
+            }
+        }
+        store.put(&header.table_key(), bytes).await?;
+        faults::fail_point("copy.table");
+        if !store.exists(&format!("{UPLOADS}/{}", copy.id)).await? {
+            return Err(Error::new(
+                ErrorKind::WrongState,
+                "another daemon has taken this upload for abandoned",
+            )
+            .hint(format!("begin again: `rowctl copy retry {}`", copy.id)));
+        }
+        store.put_new(&header.key(), seal(&header)?).await
+    })?;
+    faults::fail_point("copy.committed");
+    Ok(header)
+}
+
+async fn mark(work: &Work, store: &Store, id: &CopyId) -> Result<()> {
+    let writer = work.vault.engine.status().uuid;
+    let mark = Upload { id: id.clone(), writer, at: now() };
+    store.put(&format!("{UPLOADS}/{id}"), seal(&mark)?).await
+}
+
+async fn unmark(store: &Store, id: &CopyId) -> Result<()> {
+    store.delete(&format!("{UPLOADS}/{id}")).await
+}

@@ -1,0 +1,101 @@
+//! The daemon killed at every step of a copy, a fill and a delete: the next one finishes, and all is right.
+//!
+//! Absent: power cuts; what the daemon keeps is one kind of record, and `crash_power` proves those.
+
+use rowd::faults::VAULT_FAIL_POINTS;
+use rowd_tests::process::{Daemon, Setup};
+use rowd_tests::wait;
+use serde_json::{Value, json};
+
+use super::copies::{contents, copied, id, noise, url, write};
+use super::server::files;
+
+/// A daemon that is killed at a fail point, with the snapshots `data@one`, copied, and `data@two`.
+fn daemon(point: &str) -> Daemon {
+    let faulty = env!("CARGO_BIN_EXE_rowd-faulty");
+    let mut daemon = Setup::default().program(faulty).start();
+    std::fs::create_dir(daemon.file("vault")).unwrap();
+    daemon.ctl(&["repo", "add", "backup", &url(&daemon)]);
+    daemon.ctl(&["disk", "create", "data", "--size", "64MiB"]);
+    write(&daemon, "data", 0, &noise(1, 5 << 20));
+    daemon.ctl(&["snapshot", "create", "data", "one"]);
+    copied(&daemon, "data@one", "backup");
+    write(&daemon, "data", 2 << 20, &noise(2, 9 << 20));
+    daemon.ctl(&["snapshot", "create", "data", "two"]);
+    daemon.stop();
+    let env = format!("{point}:1");
+    daemon.change_setup(|setup| setup.env("ROWD_FAIL_POINT", &env));
+    daemon.start();
+    daemon
+}
+
+/// The next daemon, without fail points, once nothing is under way.
+fn next(daemon: &mut Daemon) {
+    daemon.wait_ended();
+    daemon.change_setup(|setup| setup.env("ROWD_FAIL_POINT", "copy.marked:1000000"));
+    daemon.start();
+    wait::until("the end of all jobs", || {
+        let jobs = daemon.json(&["job", "list"]);
+        let running = jobs.as_array().unwrap().iter().any(|job| job["state"] == "running");
+        let copies = daemon.json(&["copy", "list"]);
+        let under_way = copies.as_array().unwrap().iter().any(|c| c["status"] == "progressing");
+        (!running && !under_way).then_some(())
+    });
+}
+
+fn copies(daemon: &Daemon) -> Vec<Value> {
+    let copies = daemon.json(&["copy", "list"]);
+    let all = copies.as_array().unwrap().clone();
+    assert!(all.iter().all(|copy| copy["status"] == "accomplished"), "{copies}");
+    all
+}
+
+#[test]
+fn a_copy_goes_on_wherever_the_daemon_was_killed() {
+    for point in VAULT_FAIL_POINTS.iter().filter(|point| point.starts_with("copy.")) {
+        let mut daemon = daemon(point);
+        // The answer may or may not come before the end.
+        daemon.try_ctl(&["snapshot", "copy", "data@two", "--to", "backup"]);
+        next(&mut daemon);
+        let all = copies(&daemon);
+        assert_eq!(all.len(), 2, "{point}");
+        let second = all.iter().find(|copy| copy["detail"]["snapshot_name"] == "two").unwrap();
+        daemon.ctl(&["copy", "verify", id(second)]);
+        daemon.ctl(&["disk", "create", "again", "--from", id(second)]);
+        let expected = contents(&daemon, "data@two", 64 << 20);
+        assert!(contents(&daemon, "again", 64 << 20) == expected, "{point}");
+        assert!(files(&daemon.file("vault").join("uploads")).is_empty(), "{point}");
+        daemon.ctl(&["snapshot", "delete", "data@two", "--yes"]);
+    }
+}
+
+#[test]
+fn a_disk_is_filled_or_gone_wherever_the_daemon_was_killed() {
+    let mut daemon = daemon("fill.written");
+    let copy = copies(&daemon).remove(0);
+    daemon.try_ctl(&["disk", "create", "again", "--from", id(&copy)]);
+    next(&mut daemon);
+    let expected = contents(&daemon, "data@one", 64 << 20);
+    assert!(contents(&daemon, "again", 64 << 20) == expected);
+}
+
+#[test]
+fn a_delete_that_was_interrupted_is_finished_by_the_next() {
+    for point in ["delete.marked", "collect.step"] {
+        let mut daemon = daemon(point);
+        let copy = copies(&daemon).remove(0);
+        daemon.try_ctl(&["copy", "delete", id(&copy), "--yes"]);
+        next(&mut daemon);
+        let other = copied(&daemon, "data@two", "backup");
+        wait::until("the end of the copy that was deleted", || {
+            let left = daemon.json(&["copy", "list"]);
+            let left: Vec<&Value> = left.as_array().unwrap().iter().map(|c| &c["id"]).collect();
+            (left == [&json!(id(&other))]).then_some(())
+        });
+        daemon.ctl(&["copy", "verify", id(&other)]);
+        daemon.ctl(&["copy", "delete", id(&other), "--yes"]);
+        wait::until("an empty repository", || {
+            (files(&daemon.file("vault")).len() == 1).then_some(())
+        });
+    }
+}
