@@ -11,7 +11,7 @@ const KILLS: u64 = 100;
 
 /// Under load from three connections and an administrator, the daemon is killed a hundred times: at
 /// random moments, at every fail point, and while it recovers. Each time every acknowledged write is
-/// there, snapshots, groups and clones are what they were, and the offline check finds nothing.
+/// there, snapshots, groups, templates and clones are what they were, and the offline check finds nothing.
 #[test]
 fn a_hundred_kills_lose_no_acknowledged_write_and_no_snapshot() {
     kill_again_and_again(&[IoMode::Buffered]);
@@ -33,5 +33,6 @@ fn kill_again_and_again(modes: Modes) {
         assert!(reached > 0, "no kill at {point}: {totals:?}");
     }
     assert!(totals.rollbacks > 0 && totals.clones > 0 && totals.snapshot_deletes > 0);
+    assert!(totals.templates > 0 && totals.template_deletes > 0 && totals.refusals > 0);
     assert!(totals.groups > 0 && totals.group_returns > 0 && totals.group_deletes > 0);
 }

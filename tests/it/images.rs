@@ -3,12 +3,20 @@
 //! Absent: images of snapshots that are only in a repository.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rowd::engine::api::{DiskSpec, ImageSource, ImageSpec, Tags};
+use rowd::engine::{Engine, Settings};
 
 use rowd_tests::client::Client;
 use rowd_tests::process::{Daemon, SMALL, Setup};
 use rowd_tests::{tool, wait};
 use serde_json::{Value, json};
+
+use crate::model::machine::{BY, settings};
 
 const BLOCK: usize = 4096;
 
@@ -449,4 +457,63 @@ fn a_copy_that_fails_leaves_nothing() {
     let left = fs::read_dir(daemon.file("")).unwrap().map(|entry| entry.unwrap().file_name());
     let left: Vec<_> = left.filter(|name| name.to_string_lossy().contains("out.qcow2")).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// The qemu-img that rowctl has started; before it is that it is a copy of rowctl, which waits for it.
+fn qemu_img(rowctl: &Child) -> Option<Pid> {
+    let pid = rowctl.id();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    let child = children.split_whitespace().next()?;
+    let name = fs::read_to_string(format!("/proc/{child}/comm")).ok()?;
+    (name.trim() == "qemu-img").then(|| child.parse().ok().map(Pid::from_raw))?
+}
+
+/// Ctrl-C in the middle of an import: rowctl ends qemu-img, and no disk is left.
+#[test]
+fn an_import_that_is_interrupted_leaves_nothing() {
+    let daemon = Daemon::new();
+    let big = daemon.path("big.qcow2");
+    let noise = daemon.path("noise");
+    fs::write(&noise, [9u8; 65536].repeat(1600)).unwrap();
+    tool::run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &noise, &big]).ok();
+    let import = ["-o", "json", "image", "import", &big, "--format", "qcow2", "big"];
+    let mut command = daemon.ctl_command(&import);
+    let rowctl = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let qemu_img = wait::until("qemu-img", || qemu_img(&rowctl));
+    // So that it cannot be done before the signal comes.
+    kill(qemu_img, Signal::SIGSTOP).unwrap();
+    kill(Pid::from_raw(rowctl.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    let said = rowctl.wait_with_output().unwrap();
+    let error: Value = serde_json::from_slice(&said.stderr).unwrap();
+    assert_eq!((said.status.code(), &error["error"]["kind"]), (Some(25), &json!("cancelled")));
+    assert!(message(&error["error"]).contains("its disk is deleted again"), "{error}");
+    assert!(kill(qemu_img, None).is_err(), "qemu-img has outlived rowctl");
+    assert_eq!(daemon.json(&["disk", "list"]), json!([]));
+}
+
+/// Expiry passes over what an image is made of, and comes back to it when the image is gone.
+#[test]
+fn an_image_keeps_the_state_before_a_rollback_beyond_its_time() {
+    let dir = tempfile::Builder::new().prefix("rowd-image-").tempdir_in("/dev/shm").unwrap();
+    let undo_kept = Duration::ZERO;
+    let settings = Settings { background: true, undo_kept, ..settings(dir.path()) };
+    let engine = Engine::open(settings).unwrap();
+    let spec = DiskSpec { name: "vm".to_owned(), size: Some(1 << 20), ..DiskSpec::default() };
+    let disk = engine.disk_create(BY, spec).unwrap().id;
+    let system = engine.disk_reinit(BY, &disk, false).unwrap().undo;
+    let spec = ImageSpec {
+        name: "before".to_owned(),
+        description: String::new(),
+        family: None,
+        source: ImageSource::Snapshots { system: system.clone(), data: Vec::new() },
+        blank: Vec::new(),
+        tags: Tags::new(),
+    };
+    let image = engine.image_create(BY, spec).unwrap().id;
+    let other = engine.disk_reinit(BY, &disk, false).unwrap().undo;
+    wait::until("the end of the other", || engine.snapshot(&other).is_err().then_some(()));
+    assert!(engine.snapshot(&system).is_ok());
+    engine.image_delete(BY, &image, false, false).unwrap();
+    wait::until("its own end", || engine.snapshot(&system).is_err().then_some(()));
+    engine.close().unwrap();
 }

@@ -1,27 +1,29 @@
-//! The administrator: snapshots, rollbacks, clones and deletes beside the traffic, one at a time.
+//! The administrator: snapshots, rollbacks, clones, templates and deletes beside the traffic, one at a time.
 //!
 //! Invariants: it writes only to disks that nobody else writes to, and drains them before it changes
 //! them; every change is noted before it is asked for.
-//! Absent: wrong use.
+//! Absent: wrong use, but for deletes of what a template is made of.
 
 use std::path::Path;
 
 use rowd_proto::{
     Call, DiskCreate, DiskDelete, DiskRollback, ErrorKind, GroupCreate, GroupDelete, GroupRollback,
-    RolledBack, SnapshotCreate, SnapshotDelete,
+    ImageCreate, ImageDelete, RolledBack, SnapshotCreate, SnapshotDelete,
 };
 
 use super::control::{Control, Failure};
 use super::judge::Window;
 use super::load::{Lane, Style};
 use super::rng::Rng;
-use super::world::{Group, Image, Pending, Snapshot, Turn, World};
+use super::world::{Group, Image, Pending, Snapshot, Template, Turn, World};
 use crate::client::Client;
 
 /// Snapshots kept: enough for long lineages, few enough that the pool is only nearly full.
 const SNAPSHOTS_MAX: usize = 8;
 const CLONES_MAX: usize = 2;
 const GROUPS_MAX: usize = 3;
+/// Each holds on to as many as two snapshots.
+const TEMPLATES_MAX: usize = 2;
 
 /// What it did, by kind.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,6 +35,10 @@ pub struct Deeds {
     pub group_deletes: u64,
     /// Disks that went back with their group.
     pub group_returns: u64,
+    pub templates: u64,
+    pub template_deletes: u64,
+    /// Deletes that a template was in the way of.
+    pub refusals: u64,
     pub clones: u64,
     pub disk_deletes: u64,
     pub writes: u64,
@@ -67,7 +73,9 @@ impl Actor<'_> {
             50..58 => self.roll_back(),
             58..66 => self.return_to_group(),
             66..75 => self.make_clone(),
-            75..82 => self.delete_clone(),
+            75..80 => self.delete_clone(),
+            80..83 => self.make_template(),
+            83..85 => self.delete_template(),
             _ => self.write(),
         }
     }
@@ -85,6 +93,19 @@ impl Actor<'_> {
         };
         self.world.pending = None;
         Ok(reply)
+    }
+
+    /// Asks for something that has to be refused, because a template is in the way.
+    fn ask_in_vain<C: Call>(&mut self, params: &C) -> Result<(), CutOff> {
+        match self.control.call(params) {
+            Ok(_) => panic!("{} took what a template is made of", C::METHOD.name()),
+            Err(Failure::CutOff) => Err(CutOff),
+            Err(Failure::Refused(error)) => {
+                assert_eq!(error.kind, ErrorKind::InUse, "refused: {error:?}");
+                self.deeds.refusals += 1;
+                Ok(())
+            }
+        }
     }
 
     fn snapshot(&mut self) -> Result<(), CutOff> {
@@ -119,6 +140,9 @@ impl Actor<'_> {
         }
         let id = self.rng.pick(&ids).clone();
         let params = SnapshotDelete { snapshot: id.clone(), force: true };
+        if self.world.pinned(&id) {
+            return self.ask_in_vain(&params);
+        }
         if self.ask(&params, Pending::SnapshotDelete { id: id.clone() })?.is_some() {
             self.world.snapshots.remove(&id);
             self.deeds.snapshot_deletes += 1;
@@ -209,6 +233,9 @@ impl Actor<'_> {
         }
         let id = self.rng.pick(&ids).clone();
         let params = GroupDelete { group: id.clone(), force: true };
+        if self.world.groups[&id].snapshots.iter().any(|snapshot| self.world.pinned(snapshot)) {
+            return self.ask_in_vain(&params);
+        }
         if self.ask(&params, Pending::GroupDelete { id: id.clone() })?.is_some() {
             self.world.forget_group(&id);
             self.deeds.group_deletes += 1;
@@ -255,10 +282,14 @@ impl Actor<'_> {
         if clones >= CLONES_MAX || ids.is_empty() {
             return Ok(());
         }
-        let id = self.rng.pick(&ids).clone();
-        let image = self.world.snapshots[&id].image.clone();
+        let mut from = self.rng.pick(&ids).clone();
+        let image = self.world.snapshots[&from].image.clone();
+        let of = |template: &Template| template.snapshots[0] == from;
+        if let Some((id, _)) = self.world.templates.iter().find(|(_, template)| of(template)) {
+            from.clone_from(id);
+        }
         let name = format!("clone{}", self.world.fresh());
-        let params = DiskCreate { name: name.clone(), from: Some(id), ..Default::default() };
+        let params = DiskCreate { name: name.clone(), from: Some(from), ..Default::default() };
         let pending = Pending::DiskCreate { name: name.clone(), image: image.clone() };
         let Some(made) = self.ask(&params, pending)? else { return Ok(()) };
         let sectors = usize::try_from(made.size).expect("small") / super::stamp::SECTOR;
@@ -270,9 +301,49 @@ impl Actor<'_> {
     fn delete_clone(&mut self) -> Result<(), CutOff> {
         let Some(name) = self.pick_disk(|name| name.starts_with("clone")) else { return Ok(()) };
         let params = DiskDelete { disk: name.clone(), force: true };
+        let disk = self.world.disks[&name].id.clone();
+        let undo = self.world.snapshots.iter().filter(|(_, s)| s.undo && s.disk_id == disk);
+        if undo.into_iter().any(|(id, _)| self.world.pinned(id)) {
+            return self.ask_in_vain(&params);
+        }
         if self.ask(&params, Pending::DiskDelete { name: name.clone() })?.is_some() {
             self.world.forget_disk(&name);
             self.deeds.disk_deletes += 1;
+        }
+        Ok(())
+    }
+
+    /// A template of one or two snapshots.
+    fn make_template(&mut self) -> Result<(), CutOff> {
+        let ids: Vec<String> = self.world.snapshots.keys().cloned().collect();
+        if ids.is_empty() || self.world.templates.len() >= TEMPLATES_MAX {
+            return self.delete_template();
+        }
+        let system = self.rng.pick(&ids).clone();
+        let other = self.rng.pick(&ids).clone();
+        let data = if self.rng.chance(50) { vec![other] } else { Vec::new() };
+        let name = format!("t{}", self.world.fresh());
+        let snapshots = [vec![system.clone()], data.clone()].concat();
+        let from = Some(system);
+        let params = ImageCreate { name: name.clone(), from, data, ..Default::default() };
+        let template = Template { name, snapshots };
+        let pending = Pending::TemplateCreate(template.clone());
+        let Some(made) = self.ask(&params, pending)? else { return Ok(()) };
+        self.world.templates.insert(made.id, template);
+        self.deeds.templates += 1;
+        Ok(())
+    }
+
+    fn delete_template(&mut self) -> Result<(), CutOff> {
+        let ids: Vec<String> = self.world.templates.keys().cloned().collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let id = self.rng.pick(&ids).clone();
+        let params = ImageDelete { image: id.clone(), ..Default::default() };
+        if self.ask(&params, Pending::TemplateDelete { id: id.clone() })?.is_some() {
+            self.world.templates.remove(&id);
+            self.deeds.template_deletes += 1;
         }
         Ok(())
     }

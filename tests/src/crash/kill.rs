@@ -74,6 +74,9 @@ pub struct Totals {
     pub groups: u64,
     pub group_deletes: u64,
     pub group_returns: u64,
+    pub templates: u64,
+    pub template_deletes: u64,
+    pub refusals: u64,
     pub clones: u64,
     pub disk_deletes: u64,
     pub sectors_verified: u64,
@@ -293,6 +296,9 @@ impl Campaign {
         totals.groups += deeds.groups;
         totals.group_deletes += deeds.group_deletes;
         totals.group_returns += deeds.group_returns;
+        totals.templates += deeds.templates;
+        totals.template_deletes += deeds.template_deletes;
+        totals.refusals += deeds.refusals;
         totals.clones += deeds.clones;
         totals.disk_deletes += deeds.disk_deletes;
     }

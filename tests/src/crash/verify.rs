@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use rowd_proto::{DiskList, GroupList, SnapshotKind, SnapshotList};
+use rowd_proto::{DiskList, GroupList, ImageList, SnapshotKind, SnapshotList};
 
 use super::control::Control;
 use super::judge::{Expect, Found, Window, judge};
@@ -32,18 +32,24 @@ pub fn verify(world: &mut World, control: &Path, nbd: &Path) -> Result<u64, Stri
     let disks = control.call(&DiskList {}).expect("a list of disks").disks;
     let snapshots = control.call(&SnapshotList { disk: None }).expect("a list of snapshots");
     let groups = control.call(&GroupList {}).expect("a list of groups").groups;
-    settle(world, &Listed { disks: &disks, snapshots: &snapshots.snapshots, groups: &groups })?;
+    let images = control.call(&ImageList {}).expect("a list of images").images;
+    let snapshots = snapshots.snapshots;
+    settle(
+        world,
+        &Listed { disks: &disks, snapshots: &snapshots, groups: &groups, images: &images },
+    )?;
     let listed: BTreeSet<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
     let known: BTreeSet<&str> = world.disks.keys().map(String::as_str).collect();
     if listed != known {
         return Err(format!("the disks are {listed:?}, should be {known:?}"));
     }
-    let listed: BTreeSet<&str> = snapshots.snapshots.iter().map(|s| s.id.as_str()).collect();
+    let listed: BTreeSet<&str> = snapshots.iter().map(|s| s.id.as_str()).collect();
     let known: BTreeSet<&str> = world.snapshots.keys().map(String::as_str).collect();
     if listed != known {
         return Err(format!("the snapshots are {listed:?}, should be {known:?}"));
     }
     compare_groups(world, &groups)?;
+    compare_templates(world, &images)?;
     look_at_all(world, nbd)
 }
 
@@ -52,11 +58,12 @@ struct Listed<'a> {
     disks: &'a [rowd_proto::Disk],
     snapshots: &'a [rowd_proto::Snapshot],
     groups: &'a [rowd_proto::Group],
+    images: &'a [rowd_proto::Image],
 }
 
 /// Finds out whether the pending change was done: all of it or nothing.
 fn settle(world: &mut World, listed: &Listed<'_>) -> Result<(), String> {
-    let Listed { disks, snapshots, groups } = *listed;
+    let Listed { disks, snapshots, groups, images } = *listed;
     match world.pending.take() {
         None => {}
         Some(Pending::SnapshotCreate { disk, name, image }) => {
@@ -86,6 +93,14 @@ fn settle(world: &mut World, listed: &Listed<'_>) -> Result<(), String> {
         }
         Some(Pending::GroupDelete { id }) if groups.iter().any(|group| group.id == id) => {}
         Some(Pending::GroupDelete { id }) => world.forget_group(&id),
+        Some(Pending::TemplateCreate(template)) => {
+            if let Some(made) = images.iter().find(|image| image.name == template.name) {
+                world.templates.insert(made.id.clone(), template);
+            }
+        }
+        Some(Pending::TemplateDelete { id }) => {
+            world.templates.retain(|known, _| *known != id || images.iter().any(|i| i.id == id));
+        }
     }
     Ok(())
 }
@@ -157,6 +172,29 @@ fn compare_groups(world: &World, groups: &[rowd_proto::Group]) -> Result<(), Str
         Ok(())
     } else {
         Err(format!("the groups are {told:?}, should be {known:?}"))
+    }
+}
+
+/// The images are the templates that should exist, each of its snapshots.
+fn compare_templates(world: &World, images: &[rowd_proto::Image]) -> Result<(), String> {
+    let told: BTreeMap<&str, Vec<Option<&str>>> = images
+        .iter()
+        .map(|image| {
+            let snapshots = image.disks.iter().map(|disk| disk.snapshot_id.as_deref());
+            (image.id.as_str(), snapshots.collect())
+        })
+        .collect();
+    let known: BTreeMap<&str, Vec<Option<&str>>> = world
+        .templates
+        .iter()
+        .map(|(id, template)| {
+            (id.as_str(), template.snapshots.iter().map(|id| Some(id.as_str())).collect())
+        })
+        .collect();
+    if told == known {
+        Ok(())
+    } else {
+        Err(format!("the images are {told:?}, should be {known:?}"))
     }
 }
 

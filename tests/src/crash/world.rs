@@ -1,4 +1,4 @@
-//! What should exist: disks, snapshots, groups, and the change of them that was in flight.
+//! What should exist: disks, snapshots, groups, templates, and the change of them that was in flight.
 //!
 //! Invariants: a change is pending from before it is asked for until it is answered; after a crash the
 //! pending one was done or not, never in part.
@@ -53,6 +53,14 @@ pub struct Group {
     pub snapshots: Vec<String>,
 }
 
+/// An image in rowd's sense, known by its id; here that word is for contents.
+#[derive(Clone, Debug)]
+pub struct Template {
+    pub name: String,
+    /// Ids of the snapshots it is made of, which stay as long as it does.
+    pub snapshots: Vec<String>,
+}
+
 /// A disk that goes back: what it goes back to, and what it held before.
 #[derive(Clone, Debug)]
 pub struct Turn {
@@ -91,6 +99,10 @@ pub enum Pending {
     GroupRollback {
         turns: Vec<Turn>,
     },
+    TemplateCreate(Template),
+    TemplateDelete {
+        id: String,
+    },
 }
 
 /// Everything that should exist.
@@ -100,6 +112,7 @@ pub struct World {
     pub disks: BTreeMap<String, Disk>,
     pub snapshots: BTreeMap<String, Snapshot>,
     pub groups: BTreeMap<String, Group>,
+    pub templates: BTreeMap<String, Template>,
     pub pending: Option<Pending>,
     named: u32,
 }
@@ -135,6 +148,12 @@ impl World {
         for snapshot in self.groups.remove(id).map(|group| group.snapshots).unwrap_or_default() {
             self.snapshots.remove(&snapshot);
         }
+    }
+
+    /// Whether a template is made of a snapshot.
+    #[must_use]
+    pub fn pinned(&self, snapshot: &String) -> bool {
+        self.templates.values().any(|template| template.snapshots.contains(snapshot))
     }
 
     /// What a disk holds while nothing of it is in flight.
