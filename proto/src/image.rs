@@ -105,6 +105,9 @@ pub struct ImageDisk {
     pub snapshot_id: Option<String>,
     /// The same as `disk@snapshot`, with the id of a disk that is gone.
     pub snapshot_name: Option<String>,
+    /// So are disks that are made of it; one that begins empty is as the system disk is.
+    #[serde(default)]
+    pub encrypted: bool,
 }
 
 /// What a disk of an image is.

@@ -343,6 +343,37 @@ fn an_image_of_an_instance_has_a_snapshot_of_each_of_its_disks() {
     assert_eq!(daemon.json(&["disk", "show", "new-data1"])["instance_name"], "web1");
 }
 
+/// IMG-03, ENC-05: encrypted and plain snapshots make images; disks of them are as the snapshots are.
+#[test]
+fn a_disk_of_an_image_is_encrypted_as_its_snapshot_is() {
+    let mut daemon = Setup::default().master_key(&"5a".repeat(32)).start();
+    make(&daemon, &["plain"]);
+    let (raw, bytes) = disk_file(&daemon, 7);
+    let import = ["image", "import", &raw, "--format", "raw", "secret", "--encrypted"];
+    let imported = daemon.json(&import);
+    let system = imported["disks"][0]["snapshot_id"].as_str().unwrap();
+    let both = ["image", "create", "both", "--from", system, "--data", "plain@clean", "--blank"];
+    let both = daemon.json(&both);
+    daemon.crash();
+    let encrypted = |list: &Value| {
+        let all = list.as_array().expect("a list");
+        all.iter().map(|disk| disk["encrypted"] == true).collect::<Vec<_>>()
+    };
+    assert_eq!(encrypted(&both["disks"]), [true, false, true]);
+    let disks = daemon.json(&["disk", "create", "new", "--from", "both", "--with-data"]);
+    assert_eq!(encrypted(&disks), [true, false, true]);
+    is(&daemon, "new", 7);
+    is(&daemon, "new-data1", 1);
+    fill(&daemon, "new-data2", 3);
+    is(&daemon, "new-data2", 3);
+    // What comes out is what went in.
+    let out = daemon.path("out.qcow2");
+    daemon.ctl(&["image", "export", "secret", &out, "--format", "qcow2"]);
+    let back = daemon.path("back");
+    tool::run("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", &out, &back]).ok();
+    assert!(fs::read(back).unwrap()[..bytes.len()] == bytes);
+}
+
 /// A kill between the record of an image and the answer: it is there with the snapshots that were cut for it.
 #[test]
 fn an_image_that_was_cut_off_is_whole() {

@@ -162,6 +162,9 @@ pub struct Import {
     name: String,
     #[arg(long)]
     format: super::file::FileFormat,
+    /// Store it as ciphertext, and so the disks made from it
+    #[arg(long)]
+    encrypted: bool,
     /// Images that replace each other have one family
     #[arg(long)]
     family: Option<String>,
@@ -293,16 +296,18 @@ fn full(image: &Image, output: &Output) -> String {
         Heading::Right("SIZE"),
         Heading::Left("SNAPSHOT"),
         Heading::Left("ID"),
+        Heading::Left("NOTE"),
     ]);
     for (number, disk) in image.disks.iter().enumerate() {
-        let ImageDisk { role, size, snapshot_id, snapshot_name } = disk;
+        let ImageDisk { role, size, snapshot_id, snapshot_name, encrypted } = disk;
         let role = match role {
             ImageRole::System => "system".to_owned(),
             ImageRole::Data => format!("data {number}"),
         };
         let from = snapshot_name.clone().unwrap_or_else(|| "empty".to_owned());
         let id = snapshot_id.clone().unwrap_or_default();
-        columns.row([role.into(), render::bytes(*size), from.into(), id.into()]);
+        let note = if *encrypted { "encrypted" } else { "" };
+        columns.row([role.into(), render::bytes(*size), from.into(), id.into(), note.into()]);
     }
     format!("{}\n\n{}", fields.render(output), columns.render(output))
 }

@@ -89,11 +89,11 @@ pub(super) fn deploy(
 }
 
 fn image(info: ImageInfo) -> proto::Image {
-    let part = |(number, ImageDiskInfo { size, snapshot })| {
+    let part = |(number, ImageDiskInfo { size, snapshot, encrypted })| {
         let role = if number == 0 { proto::ImageRole::System } else { proto::ImageRole::Data };
         let (snapshot_id, snapshot_name) =
             snapshot.map(|(id, name)| (id.to_string(), name)).unzip();
-        proto::ImageDisk { role, size, snapshot_id, snapshot_name }
+        proto::ImageDisk { role, size, snapshot_id, snapshot_name, encrypted }
     };
     proto::Image {
         id: info.id.to_string(),

@@ -422,12 +422,16 @@ impl Engine {
     }
 
     fn image_info(&self, record: ImageRecord) -> Result<ImageInfo> {
+        let system = self.snapshot_record(&record.system)?.tree;
         let disk = |part: Part| match part {
             Part::Of(snapshot) => {
+                let (size, encrypted) = (snapshot.size, self.is_encrypted(snapshot.tree));
                 let label = self.snapshot_label(&snapshot);
-                ImageDiskInfo { size: snapshot.size, snapshot: Some((snapshot.id, label)) }
+                ImageDiskInfo { size, snapshot: Some((snapshot.id, label)), encrypted }
             }
-            Part::Blank(size) => ImageDiskInfo { size, snapshot: None },
+            Part::Blank(size) => {
+                ImageDiskInfo { size, snapshot: None, encrypted: self.is_encrypted(system) }
+            }
         };
         let disks = self.parts(&record)?.into_iter().map(disk).collect();
         let catalogue = self.catalogue.read();

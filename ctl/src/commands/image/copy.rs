@@ -37,7 +37,7 @@ pub(super) fn export(args: Export, client: &mut Client, context: &Context) -> Re
 }
 
 pub(super) fn import(args: Import, client: &mut Client, context: &Context) -> Result<()> {
-    let Import { file, name, format, family, about } = args;
+    let Import { file, name, format, encrypted, family, about } = args;
     let source = file::Import::open(&file, format)?;
     refuse_taken(&name, client)?;
     let (description, tags) = about.parts();
@@ -45,6 +45,7 @@ pub(super) fn import(args: Import, client: &mut Client, context: &Context) -> Re
     let request = DiskCreate {
         name: format!("{name}-import"),
         description: format!("image {name} is being imported; to be deleted if that has ended"),
+        encrypted,
         ..DiskCreate::default()
     };
     let disk = source.make_disk(request, None, context)?;

@@ -79,4 +79,6 @@ pub struct ImageDiskInfo {
     pub size: u64,
     /// The snapshot and its full name; `None` for a disk that begins empty.
     pub snapshot: Option<(SnapshotId, String)>,
+    /// So are disks that are made of it; an empty one is as the system disk is.
+    pub encrypted: bool,
 }
