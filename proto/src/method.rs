@@ -22,8 +22,8 @@ use crate::{
     SnapshotSet, SnapshotShow, Snapshots, Tagged, TagsRemove, TagsSet,
 };
 use crate::{
-    Copies, Copy as CopyInfo, CopyCreate, CopyDelete, CopyDeleted, CopyList, CopyRestore,
-    CopyRestored, CopyRetry, CopyShow, CopyVerify,
+    Copies, Copy, CopyCreate, CopyDelete, CopyDeleted, CopyList, CopyRestore, CopyRestored,
+    CopyRetry, CopyShow, CopyVerify,
 };
 use crate::{Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoShow, Repos};
 
@@ -142,11 +142,11 @@ methods! {
     RepoShow = "repo.show", Read => Repo;
     RepoRemove = "repo.remove", Admin => Done;
     RepoCheck = "repo.check", Admin => RepoChecked;
-    CopyCreate = "copy.create", Admin => CopyInfo;
+    CopyCreate = "copy.create", Admin => Copy;
     CopyList = "copy.list", Read => Copies;
-    CopyShow = "copy.show", Read => CopyInfo;
+    CopyShow = "copy.show", Read => Copy;
     CopyVerify = "copy.verify", Admin => Job;
-    CopyRetry = "copy.retry", Admin => CopyInfo;
+    CopyRetry = "copy.retry", Admin => Copy;
     CopyDelete = "copy.delete", Admin => CopyDeleted;
     CopyRestore = "copy.restore", Admin => CopyRestored;
     FreezeCheck = "freeze.check", Admin => FreezePreview;

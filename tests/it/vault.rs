@@ -7,3 +7,4 @@ mod deletes;
 mod endings;
 mod repos;
 mod server;
+mod trouble;
