@@ -7,6 +7,7 @@
 
 use std::cell::OnceCell;
 use std::io::IoSlice;
+use std::sync::Arc;
 
 use super::lane::Lane;
 use super::read::Stored;
@@ -161,11 +162,16 @@ impl Lane {
             self.settle(gather, open, results);
         }
         // All space first: a request that does not fit must leave nothing behind.
-        let cipher = self.disk.sealing.cipher()?.cloned();
+        let cipher = match (self.disk.sealing.cipher()?, sealed) {
+            (None, _) => None,
+            (Some(cipher), Some(sealed)) => Some((Arc::clone(cipher), sealed)),
+            // Never as it is.
+            (Some(_), None) => return Err(Error::internal("no buffer to encrypt into")),
+        };
         let runs = self.allocate_all(blocks)?;
         let mut lba = offset / BLOCK_SIZE;
         let (mut rest, mut salt) = (data, 0);
-        if let (Some(cipher), Some(sealed)) = (cipher, sealed) {
+        if let Some((cipher, sealed)) = cipher {
             salt = cipher.salts.next();
             rest = sealed.get_or_init(|| self.seal(&cipher, salt, Lba(lba), &runs, data));
         }
