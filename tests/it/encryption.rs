@@ -194,6 +194,21 @@ fn an_encrypted_disk_is_exported_and_imported() {
     assert_nothing_seen(&daemon);
 }
 
+/// What is in a repository is not encrypted yet, so nothing of an encrypted disk goes there.
+#[test]
+fn a_snapshot_of_an_encrypted_disk_is_not_copied_to_a_repository() {
+    let daemon = secret();
+    write_marks(&mut client(&daemon, "secret"));
+    daemon.ctl(&["snapshot", "create", "secret", "first"]);
+    let place = daemon.path("repo");
+    fs::create_dir(&place).unwrap();
+    daemon.ctl(&["repo", "add", "backup", &format!("file://{place}")]);
+    let error = daemon.json_error(255, &["snapshot", "copy", "secret@first", "--to", "backup"]);
+    assert_eq!(error["kind"], "unsupported");
+    assert_eq!(daemon.json(&["copy", "list"]).as_array().unwrap().len(), 0);
+    assert_eq!(search(Path::new(&place)).0, 0);
+}
+
 /// Zeroing and trimming leave nothing stored, as with any disk.
 #[test]
 fn zeros_take_no_space_on_an_encrypted_disk() {
