@@ -71,8 +71,7 @@ impl Vault {
     /// Begins to copy a snapshot to a repository.
     ///
     /// # Errors
-    /// It is being copied there; there is no such snapshot or repository; it is encrypted, and what is in a
-    /// repository is not.
+    /// It is being copied there; there is no such snapshot or repository.
     pub fn copy_create(
         self: &Arc<Self>,
         by: Actor,
@@ -80,14 +79,6 @@ impl Vault {
         repo: &str,
         description: String,
     ) -> Result<CopyInfo> {
-        let info = self.engine.snapshot(snapshot)?;
-        if info.encrypted {
-            let message = format!("{} is encrypted, and its copy would not be", info.name);
-            return Err(Error::new(ErrorKind::Unsupported, message).hint(
-                "copies of encrypted disks are not there yet; `rowctl disk export` writes \
-                       what is in it to a file",
-            ));
-        }
         let copy = CopyRecord {
             id: CopyId::random()?,
             snapshot: snapshot.clone(),
