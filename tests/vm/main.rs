@@ -18,3 +18,4 @@ mod lvm;
 mod memory;
 mod restart;
 mod service;
+mod tour;
