@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -70,6 +70,8 @@ struct Daemon {
 impl Daemon {
     /// Serves until a signal; connections are still served afterwards.
     async fn serve(&self, config: &Config, inherited: Inherited) -> Result<()> {
+        // Before anybody is told that the daemon is ready: a signal would end it on the spot until then.
+        let signals = Signals::listen()?;
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let listeners = listeners(config, inherited.listening)?;
@@ -105,7 +107,7 @@ impl Daemon {
         self.services.vault.resume()?;
         notify(&[sd_notify::NotifyState::Ready]);
         tracing::info!(dir = %config.settings.dir.display(), "ready");
-        wait_for_signal().await?;
+        signals.arrived().await;
         notify(&[sd_notify::NotifyState::Stopping]);
         tracing::info!("stopping");
         stop.send_replace(true);
@@ -177,14 +179,26 @@ fn remove_sockets(config: &Config) {
     }
 }
 
-async fn wait_for_signal() -> Result<()> {
-    let listen = |kind| signal(kind).map_err(|e| Error::io("listen for signals", &e));
-    let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+/// The signals that ask the daemon to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Signals> {
+        let listen = |kind| signal(kind).map_err(|e| Error::io("listen for signals", &e));
+        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+        Ok(Signals { terminate: listen(terminate)?, interrupt: listen(interrupt)? })
     }
-    Ok(())
+
+    /// Returns when one of them has come, be it before the call.
+    async fn arrived(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 fn notify(state: &[sd_notify::NotifyState<'_>]) {

@@ -72,6 +72,16 @@ fn started(mut daemon: Daemon) -> bool {
 }
 
 /// Without TLS only this machine may connect.
+/// Promise: from the moment it answers the daemon ends in order when it is asked to.
+#[test]
+fn a_daemon_that_has_just_become_ready_ends_in_order() {
+    let mut daemon = Daemon::new();
+    for _ in 0..20 {
+        daemon.stop();
+        daemon.start();
+    }
+}
+
 #[test]
 fn tcp_beyond_loopback_is_refused() {
     let config = format!("{SMALL}\n[nbd]\ntcp = [\"0.0.0.0:0\"]\n");
