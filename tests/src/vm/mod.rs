@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod image;
+pub mod native;
 pub mod payload;
 pub mod qemu;
 
