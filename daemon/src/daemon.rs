@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::control::{self, Access, Control, Role, Services};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::faults;
 use crate::freeze::Freezer;
 use crate::handover;
 use crate::memory;
@@ -106,6 +107,7 @@ impl Daemon {
         self.services.freezer.recover(&self.services.engine)?;
         self.services.vault.resume()?;
         notify(&[sd_notify::NotifyState::Ready]);
+        faults::hold_point("daemon.ready");
         tracing::info!(dir = %config.settings.dir.display(), "ready");
         signals.arrived().await;
         notify(&[sd_notify::NotifyState::Stopping]);

@@ -33,8 +33,10 @@ pub const VAULT_FAIL_POINTS: &[&str] = &[
     "collect.step",
 ];
 
-/// Every hold point: places where a thread waits for a test, in the order in which a freeze meets them.
-pub const HOLD_POINTS: &[&str] = &["freeze.prepared", "freeze.frozen", "freeze.cut"];
+/// Every hold point: places where a thread waits for a test, in the order in which a daemon and its freeze meet
+/// them.
+pub const HOLD_POINTS: &[&str] =
+    &["daemon.ready", "freeze.prepared", "freeze.frozen", "freeze.cut"];
 
 /// Every seeded fault: the hazard and the guard it removes.
 pub const SEEDED_FAULTS: &[&str] = &[

@@ -1,7 +1,8 @@
 //! The daemon as a process: start, stop, kill, and where it looks for its things.
 
+use nix::sys::signal::Signal;
 use rowd_tests::process::{Daemon, SMALL, Setup};
-use rowd_tests::tool;
+use rowd_tests::{tool, wait};
 
 /// A disk and its snapshots outlive an orderly stop and a kill.
 #[test]
@@ -72,14 +73,19 @@ fn started(mut daemon: Daemon) -> bool {
 }
 
 /// Without TLS only this machine may connect.
-/// Promise: from the moment it answers the daemon ends in order when it is asked to.
+/// Promise: from the moment it says that it is ready the daemon ends in order when it is asked to.
 #[test]
 fn a_daemon_that_has_just_become_ready_ends_in_order() {
-    let mut daemon = Daemon::new();
-    for _ in 0..20 {
-        daemon.stop();
-        daemon.start();
-    }
+    let mut daemon = Setup::default().program(tool::built("rowd-faulty")).prepare();
+    let (held, point) = (daemon.file("hold"), "daemon.ready");
+    let hold = format!("{point}:{}", held.display());
+    daemon.change_setup(|setup| setup.env("ROWD_HOLD_POINT", &hold));
+    daemon.start();
+    wait::until("the hold point", || held.exists().then_some(()));
+    daemon.signal(Signal::SIGTERM);
+    std::fs::remove_file(held).unwrap();
+    let status = daemon.wait_ended();
+    assert!(status.success(), "{status}");
 }
 
 #[test]
