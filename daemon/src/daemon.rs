@@ -105,7 +105,10 @@ impl Daemon {
         }
         // Only now can the devices below what is frozen answer.
         self.services.freezer.recover(&self.services.engine)?;
-        self.services.vault.resume()?;
+        // Copies can wait, and who uses the disks cannot.
+        if let Err(error) = self.services.vault.resume() {
+            tracing::error!(%error, "not all copies under way go on; the next start tries again");
+        }
         notify(&[sd_notify::NotifyState::Ready]);
         faults::hold_point("daemon.ready");
         tracing::info!(dir = %config.settings.dir.display(), "ready");

@@ -133,7 +133,10 @@ impl Device {
     pub fn disconnect(&self, shop: &Workshop) -> Result<()> {
         // Whoever has the device next knows nothing of our bound.
         self.bound_dirty(100, shop);
-        netlink::disconnect(self.index).map_err(|e| refused(&e, "disconnect", self.index))
+        netlink::disconnect(self.index).map_err(|e| {
+            self.bound_dirty(shop.settings.dirty_share, shop);
+            refused(&e, "disconnect", self.index)
+        })
     }
 
     /// Serves a connection that another process of the daemon has begun.
