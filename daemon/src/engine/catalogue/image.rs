@@ -6,7 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Catalogue, Tags};
+use super::Catalogue;
+use crate::engine::api::Tags;
 use crate::units::{DiskId, ImageId, SnapshotId};
 
 /// A named template of disks.

@@ -1,0 +1,200 @@
+//! The changes of the catalogue, as the journal keeps them.
+//!
+//! Invariants: a change that was added later does not alter how those before it are read.
+//! Absent: what a change does (`Engine::apply`).
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Cut, DiskRecord, GroupRecord, ImageRecord, InstanceRecord, KeyRecord, NewDisk, SnapshotRecord,
+    Turn,
+};
+use crate::engine::api::Actor;
+use crate::engine::copies::{CopyRecord, Filling};
+use crate::engine::repos::RepoRecord;
+use crate::units::{CopyId, DiskId, GroupId, ImageId, InstanceId, SnapshotId};
+
+/// A change of the catalogue, as the journal keeps it, with who asked for it and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    pub at: u64,
+    pub uid: u32,
+    pub pid: i32,
+    pub op: Op,
+    /// What the event of this change says.
+    pub message: String,
+}
+
+impl Entry {
+    #[must_use]
+    pub fn actor(&self) -> Actor {
+        Actor { uid: self.uid, pid: self.pid }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Op {
+    DiskCreate(NewDisk),
+    /// Name, description, tags, size or switches of a disk.
+    DiskUpdate {
+        disk: DiskRecord,
+        kind: String,
+    },
+    /// The disk goes, with its undo snapshots; its other snapshots stay.
+    DiskDelete {
+        id: DiskId,
+    },
+    SnapshotCreate(Cut),
+    SnapshotUpdate {
+        snapshot: SnapshotRecord,
+        kind: String,
+    },
+    SnapshotDelete {
+        id: SnapshotId,
+        kind: String,
+    },
+    Rollback {
+        #[serde(flatten)]
+        turn: Turn,
+        kind: String,
+    },
+    /// The heads of several disks are frozen at this instant; the members are in the order of the cuts.
+    GroupCreate {
+        group: GroupRecord,
+        cuts: Vec<Cut>,
+    },
+    /// The group goes, with those of its snapshots that are named.
+    GroupDelete {
+        id: GroupId,
+        snapshots: Vec<SnapshotId>,
+    },
+    /// Several disks go back together.
+    GroupRollback {
+        id: GroupId,
+        turns: Vec<Turn>,
+    },
+    /// Name, description or tags of a group.
+    GroupUpdate {
+        group: GroupRecord,
+        kind: String,
+    },
+    InstanceAdd {
+        instance: InstanceRecord,
+    },
+    InstanceUpdate {
+        instance: InstanceRecord,
+        kind: String,
+    },
+    /// The instance goes; the disks it has are this host's from now on.
+    InstanceRemove {
+        id: InstanceId,
+        disks: Vec<DiskId>,
+    },
+    /// An image, perhaps of heads that are frozen for it at this instant.
+    ImageCreate {
+        image: ImageRecord,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        cuts: Vec<Cut>,
+    },
+    /// Name, description, family, tags or state of an image.
+    ImageUpdate {
+        image: ImageRecord,
+        kind: String,
+    },
+    /// The image goes, with those of its snapshots that are named.
+    ImageDelete {
+        id: ImageId,
+        snapshots: Vec<SnapshotId>,
+    },
+    /// All disks of an image are made.
+    ImageDeploy {
+        id: ImageId,
+        disks: Vec<NewDisk>,
+    },
+    RepoAdd {
+        repo: RepoRecord,
+    },
+    /// A copy begins, fails, or is tried again.
+    CopyPut {
+        copy: CopyRecord,
+        kind: String,
+    },
+    /// A copy is complete or given up: no longer under way.
+    CopyRemove {
+        id: CopyId,
+        kind: String,
+    },
+    /// A disk that cannot be used until it has its contents.
+    DiskFill {
+        disk: NewDisk,
+        filling: Filling,
+    },
+    /// It has them.
+    DiskFilled {
+        id: DiskId,
+    },
+    /// The repository is forgotten; what is in it stays.
+    RepoRemove {
+        name: String,
+    },
+    /// The keys of families of disks, wrapped anew.
+    KeyRotate {
+        keys: Vec<KeyRecord>,
+    },
+    /// Something happened that is told and changes nothing.
+    Note {
+        kind: String,
+        object: String,
+    },
+}
+
+impl Op {
+    /// The kind and the object of the event of this change.
+    #[must_use]
+    pub fn event(&self) -> (&str, &str) {
+        match self {
+            Op::DiskCreate(new) => ("disk.create", new.disk.id.as_str()),
+            Op::DiskUpdate { disk, kind } => (kind, disk.id.as_str()),
+            Op::DiskDelete { id } => ("disk.delete", id.as_str()),
+            Op::SnapshotCreate(cut) => ("snapshot.create", cut.snapshot.id.as_str()),
+            Op::SnapshotUpdate { snapshot, kind } => (kind, snapshot.id.as_str()),
+            Op::SnapshotDelete { id, kind } => (kind, id.as_str()),
+            Op::Rollback { turn, kind } => (kind, turn.disk.as_str()),
+            Op::GroupCreate { group, .. } => ("group.create", group.id.as_str()),
+            Op::GroupDelete { id, .. } => ("group.delete", id.as_str()),
+            Op::GroupRollback { id, .. } => ("group.rollback", id.as_str()),
+            Op::GroupUpdate { group, kind } => (kind, group.id.as_str()),
+            Op::InstanceAdd { instance } => ("instance.add", instance.id.as_str()),
+            Op::InstanceUpdate { instance, kind } => (kind, instance.id.as_str()),
+            Op::InstanceRemove { id, .. } => ("instance.remove", id.as_str()),
+            Op::ImageCreate { image, .. } => ("image.create", image.id.as_str()),
+            Op::ImageUpdate { image, kind } => (kind, image.id.as_str()),
+            Op::ImageDelete { id, .. } => ("image.delete", id.as_str()),
+            Op::ImageDeploy { id, .. } => ("image.deploy", id.as_str()),
+            Op::CopyPut { copy, kind } => (kind, copy.id.as_str()),
+            Op::CopyRemove { id, kind } => (kind, id.as_str()),
+            Op::DiskFill { filling, .. } => ("disk.fill", filling.disk.as_str()),
+            Op::DiskFilled { id } => ("disk.filled", id.as_str()),
+            Op::RepoAdd { repo } => ("repo.add", repo.name.as_str()),
+            Op::RepoRemove { name } => ("repo.remove", name.as_str()),
+            Op::KeyRotate { .. } => ("key.rotate", "pool"),
+            Op::Note { kind, object } => (kind, object),
+        }
+    }
+
+    /// The disks whose heads a change freezes or closes, in the order in which it names them.
+    #[must_use]
+    pub fn heads(&self) -> Vec<&DiskId> {
+        match self {
+            Op::DiskDelete { id } => vec![id],
+            Op::SnapshotCreate(cut) => vec![&cut.snapshot.disk],
+            Op::Rollback { turn, .. } => vec![&turn.disk],
+            Op::GroupCreate { cuts, .. } | Op::ImageCreate { cuts, .. } => {
+                cuts.iter().map(|cut| &cut.snapshot.disk).collect()
+            }
+            Op::GroupRollback { turns, .. } => turns.iter().map(|turn| &turn.disk).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
