@@ -40,13 +40,13 @@ pub struct Load {
     pub pattern: &'static str,
     pub block: u32,
     pub depth: u32,
-    /// A flush after each write.
-    pub flush: bool,
+    /// A flush after that many writes; 0 is none.
+    pub writes_per_flush: u32,
 }
 
 impl Load {
     pub const fn random(pattern: &'static str, depth: u32) -> Load {
-        Load { pattern, block: 4096, depth, flush: false }
+        Load { pattern, block: 4096, depth, writes_per_flush: 0 }
     }
 }
 
@@ -79,8 +79,8 @@ impl Job {
         command.arg(format!("--uri={uri}")).arg(format!("--size={size}"));
         command.arg(format!("--rw={}", load.pattern)).arg(format!("--bs={}", load.block));
         command.arg(format!("--iodepth={}", load.depth));
-        if load.flush {
-            command.arg("--fsync=1");
+        if load.writes_per_flush > 0 {
+            command.arg(format!("--fsync={}", load.writes_per_flush));
         }
         let limit = add_length(&mut command, length);
         command.arg(format!("--output={}", files.with_extension("json").display()));

@@ -32,7 +32,7 @@ const fn line(name: &'static str, title: &'static str, load: Load, target: f64) 
 }
 
 const fn big(pattern: &'static str) -> Load {
-    Load { pattern, block: 256 << 10, depth: 8, flush: false }
+    Load { pattern, block: 256 << 10, depth: 8, writes_per_flush: 0 }
 }
 
 /// Reads first: they see the disk as it was filled. Sequential writes before random ones, for the same
@@ -47,9 +47,24 @@ pub const LINES: &[Line] = &[
     line(
         "randwrite-flush",
         "4K random write + flush, depth 1",
-        Load { pattern: "randwrite", block: 4096, depth: 1, flush: true },
+        Load { writes_per_flush: 1, ..Load::random("randwrite", 1) },
         1.2,
     ),
+    line(
+        "write-256k-synced",
+        "256K write, depth 8, a flush each 256 MiB",
+        Load { writes_per_flush: 1 << 10, ..big("write") },
+        1.0,
+    ),
+    Line {
+        target: None,
+        ..line(
+            "randwrite-32-synced",
+            "4K random write, depth 32, a flush each 256 MiB",
+            Load { writes_per_flush: 64 << 10, ..Load::random("randwrite", 32) },
+            1.0,
+        )
+    },
     Line {
         target: None,
         ..line("read-256k-after", "256K read, depth 8, after the above", big("read"), 1.0)
