@@ -9,6 +9,7 @@ pub mod manager;
 pub mod mount;
 pub mod order;
 pub mod process;
+pub mod s3;
 pub mod tool;
 pub mod vm;
 pub mod wait;

@@ -5,6 +5,7 @@
 //! Absent: other servers, which have nothing to compare.
 
 mod change;
+mod copy;
 mod depth;
 mod group;
 mod live;
@@ -64,6 +65,7 @@ pub const CURVES: &[(&str, Curve)] = &[
     ("amplification", space::amplification),
     ("trim", space::trim),
     ("empty", space::empty),
+    ("copy", copy::curve),
 ];
 
 /// How far two sizes may differ and still count as flat.
