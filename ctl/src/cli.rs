@@ -14,7 +14,7 @@ use rowd_proto::EXIT_CODES;
 
 use crate::commands::{
     chain, check, copy, disk, doctor, events, freeze, generate, group, image, instance, job, key,
-    pool, repo, scrub, snapshot, status, tag,
+    metrics, pool, repo, scrub, snapshot, status, tag, top,
 };
 use crate::render::Format;
 
@@ -103,9 +103,15 @@ pub enum Command {
     /// Read and verify every block in use
     #[command(after_help = scrub::EXAMPLES)]
     Scrub(scrub::Scrub),
+    /// Show what clients do with each disk right now
+    #[command(after_help = top::EXAMPLES)]
+    Top(top::Top),
+    /// Print all metrics as text
+    #[command(after_help = metrics::EXAMPLES)]
+    Metrics,
     /// Say what is wrong, for monitoring: exit code 1 when something is
     #[command(after_help = check::EXAMPLES)]
-    Check,
+    Check(check::Check),
     /// Look for the cause of trouble and advise: exit code 1 when there is a problem
     #[command(after_help = doctor::EXAMPLES)]
     Doctor,

@@ -19,6 +19,8 @@ pub enum Outcome {
     ConditionFails,
     /// Work ended with a result that has its own exit code; it has said so.
     Ended(ErrorKind),
+    /// The exit code of somebody else's table, which was asked for.
+    Said(u8),
 }
 
 impl Outcome {
@@ -27,6 +29,7 @@ impl Outcome {
             Outcome::Done => exit::DONE,
             Outcome::ConditionFails => exit::CONDITION,
             Outcome::Ended(kind) => kind.exit_code(),
+            Outcome::Said(code) => code,
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::engine::{MAX_POOL_BYTES, Settings};
 use crate::error::{Error, Result};
 use crate::freeze;
 use crate::memory::Lock;
+use crate::metrics;
 use crate::pool::file::IoMode;
 use crate::pool::journal;
 use crate::units::BLOCK_SIZE;
@@ -38,6 +39,7 @@ struct Raw {
     freeze: RawFreeze,
     encryption: RawEncryption,
     memory: RawMemory,
+    metrics: RawMetrics,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -119,6 +121,14 @@ struct RawMemory {
     lock: Option<bool>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawMetrics {
+    listen: Option<SocketAddr>,
+    textfile: Option<PathBuf>,
+    interval_s: Option<u64>,
+}
+
 /// The configuration, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -133,6 +143,7 @@ pub struct Config {
     pub control_gids: Vec<u32>,
     pub attach: attach::Settings,
     pub freeze: freeze::Settings,
+    pub metrics: metrics::Settings,
 }
 
 impl Config {
@@ -195,6 +206,7 @@ fn check(raw: Raw, dir: &Path, sockets: &Path) -> Result<Config> {
         },
         settings: settings(&raw, dir)?,
         freeze: freeze_settings(&raw.freeze)?,
+        metrics: metrics_settings(&raw.metrics)?,
     };
     if raw.freeze.record.is_none() {
         config.freeze.record = config.control_socket.with_file_name("frozen.json");
@@ -215,6 +227,29 @@ fn freeze_settings(raw: &RawFreeze) -> Result<freeze::Settings> {
         hooks: raw.hooks.clone().unwrap_or_else(|| PathBuf::from("/etc/rowd/hooks.d")),
         record: raw.record.clone().unwrap_or_default(),
         own: Vec::new(),
+    })
+}
+
+fn metrics_settings(raw: &RawMetrics) -> Result<metrics::Settings> {
+    if let Some(address) = raw.listen.filter(|address| !address.ip().is_loopback()) {
+        let message =
+            format!("metrics.listen = \"{address}\": only a loopback address is possible");
+        return Err(Error::invalid(message)
+            .hint("there is no password; let a scraper of this host, or a proxy, read 127.0.0.1"));
+    }
+    if let Some(path) = raw.textfile.as_ref().filter(|path| !path.is_absolute()) {
+        let message = format!("metrics.textfile = {path:?}: an absolute path is needed");
+        return Err(Error::invalid(message));
+    }
+    Ok(metrics::Settings {
+        listen: raw.listen,
+        textfile: raw.textfile.clone(),
+        interval: Duration::from_secs(in_range(
+            "metrics.interval_s",
+            raw.interval_s,
+            15,
+            1..=3600,
+        )?),
     })
 }
 

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -20,6 +21,7 @@ use crate::faults;
 use crate::freeze::Freezer;
 use crate::handover;
 use crate::memory;
+use crate::metrics::{self, Metrics};
 use crate::nbd::activation::{Inherited, InheritedFd, inherited};
 use crate::nbd::listen::{Listener, bind_tcp, bind_unix};
 use crate::nbd::{Resumed, Server};
@@ -53,7 +55,9 @@ pub fn run(config: &Config) -> Result<()> {
     let attach = Attach::new(&engine, &server, config.attach)?;
     let freezer = Freezer::new(config.freeze.clone());
     let vault = Vault::new(&engine)?;
-    let daemon = Daemon { services: Services { engine, attach, freezer, vault }, server };
+    let metrics = Metrics::new(&engine, &freezer);
+    let services = Services { engine, attach, freezer, vault, metrics };
+    let daemon = Daemon { services, server };
     let served = runtime.block_on(daemon.serve(config, inherited));
     // Before the connections, so that they stand still for as short as possible.
     runtime.shutdown_timeout(DRAIN_LIMIT);
@@ -80,6 +84,10 @@ impl Daemon {
             (control::bind(&config.control_socket, 0o660)?, Role::Admin),
             (control::bind(&config.read_only_socket, 0o660)?, Role::Observer),
         ];
+        let scrapes = match config.metrics.listen {
+            Some(address) => Some(metrics::listen::bind(address).await?),
+            None => None,
+        };
         self.take_over(inherited.stored);
         for listener in listeners {
             tracing::info!(address = listener.address(), "serving NBD");
@@ -96,6 +104,7 @@ impl Daemon {
                 }
             });
         }
+        self.tell_metrics(&config.metrics, scrapes, &mut tasks, &stopped);
         if let Some(limit) = sd_notify::watchdog_enabled() {
             let engine = Arc::clone(&self.services.engine);
             // Takes the locks of the catalogue and of the allocator.
@@ -120,6 +129,24 @@ impl Daemon {
         while tasks.join_next().await.is_some() {}
         remove_sockets(config);
         Ok(())
+    }
+
+    /// Keeps the metrics where the configuration wants them.
+    fn tell_metrics(
+        &self,
+        settings: &metrics::Settings,
+        scrapes: Option<TcpListener>,
+        tasks: &mut JoinSet<()>,
+        stopped: &watch::Receiver<bool>,
+    ) {
+        let told = || Arc::clone(&self.services.metrics);
+        if let Some(listener) = scrapes {
+            tasks.spawn(metrics::listen::serve(told(), listener, stopped.clone()));
+        }
+        if let Some(path) = &settings.textfile {
+            let (path, every) = (path.clone(), settings.interval);
+            tasks.spawn(metrics::textfile::keep(told(), path, every, stopped.clone()));
+        }
     }
 
     /// Goes on with the connections of the process before, and attaches what should be attached.

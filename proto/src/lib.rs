@@ -18,6 +18,7 @@ mod image;
 mod instance;
 mod job;
 mod key;
+mod meter;
 mod method;
 mod params;
 mod pool;
@@ -61,6 +62,7 @@ pub use instance::{
 };
 pub use job::{Job, JobCancel, JobList, JobShow, JobState, Jobs, ScrubStart};
 pub use key::{Key, KeyDisk, KeyRotate, KeyShow, Keys, KeysRotated};
+pub use meter::{MetricsPage, MetricsShow, OperationStats, RequestStats, Stats, StatsShow};
 pub use method::{Access, Call, Method};
 pub use pool::{PoolResize, PoolShow, PoolStatus, ScrubReport};
 pub use repo::{

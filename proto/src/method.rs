@@ -25,6 +25,7 @@ use crate::{
     Copies, Copy, CopyCreate, CopyDelete, CopyDeleted, CopyList, CopyRestore, CopyRestored,
     CopyRetry, CopyShow, CopyVerify,
 };
+use crate::{MetricsPage, MetricsShow, Stats, StatsShow};
 use crate::{Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoShow, Repos};
 
 /// Who may call a method.
@@ -158,6 +159,8 @@ methods! {
     TagsRemove = "tag.remove", Admin => Tagged;
     KeyShow = "key.show", Read => Keys;
     KeyRotate = "key.rotate", Admin => KeysRotated;
+    MetricsShow = "metrics.show", Read => MetricsPage;
+    StatsShow = "stats.show", Read => Stats;
     PoolShow = "pool.show", Read => PoolStatus;
     PoolResize = "pool.resize", Admin => PoolStatus;
     EventsList = "events.list", Read => EventsPage;

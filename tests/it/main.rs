@@ -29,6 +29,7 @@ mod install;
 mod instances;
 mod large;
 mod memory;
+mod metrics;
 mod model;
 mod protocol;
 mod rollback;

@@ -82,6 +82,18 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
         "daemon/src/freeze/",
         &["crate::nbd", "crate::control", "crate::disk", "crate::map", "crate::pool"],
     ),
+    (
+        "daemon/src/metrics/",
+        &[
+            "crate::nbd",
+            "crate::control",
+            "crate::disk",
+            "crate::map",
+            "crate::pool",
+            "crate::meta",
+            "rowd_proto",
+        ],
+    ),
     ("proto/src/", &["rowd::", "tokio"]),
     ("ctl/src/", &["rowd::", "tokio"]),
 ];

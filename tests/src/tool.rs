@@ -85,6 +85,7 @@ fn package(program: &str) -> &'static str {
         "fio" => "fio",
         "shellcheck" => "shellcheck",
         "nbdkit" => "nbdkit",
+        "prometheus" | "promtool" => "prometheus",
         "mkfs.xfs" | "xfs_repair" => "xfsprogs",
         "mkfs.ext4" | "e2fsck" | "resize2fs" | "dumpe2fs" => "e2fsprogs",
         "fusermount3" => "fuse3",

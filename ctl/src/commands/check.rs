@@ -1,9 +1,11 @@
 //! `rowctl check`: what is wrong, for monitoring.
 //!
 //! Invariants: exit code 0 means that every condition holds; one line per condition that does not.
-//! Absent: advice, which is `rowctl doctor`; thresholds to configure, until somebody needs another
-//! one.
+//! Absent: advice, which is `rowctl doctor`.
 
+mod plugin;
+
+use clap::Args;
 use rowd_proto::{FreezeShow, FreezeStatus, Key, KeyShow, PoolShow, PoolStatus};
 use serde::Serialize;
 
@@ -13,9 +15,28 @@ use rowd_proto::size::human;
 use super::Context;
 use super::status::{FULL_PERCENT, filled};
 
-pub const EXAMPLES: &str = "Example:\n  rowctl check || mail -s 'rowd has a problem' root
+pub const EXAMPLES: &str = "Examples:
+  rowctl check || mail -s 'rowd has a problem' root
+  rowctl check --plugin --warn 75 --critical 85      for Nagios, Icinga and the like
 
-Exit codes: 0 all is well, 1 a condition does not hold, 23 the daemon is not reachable.";
+Exit codes: 0 all is well, 1 a condition does not hold, 23 the daemon is not reachable. With
+--plugin they are those of monitoring plugins: 0 ok, 1 warning, 2 critical (also when the daemon
+is not reachable), 3 unknown; and the output is one line.";
+
+#[derive(Args, Debug)]
+pub struct Check {
+    /// One line, and the exit codes of monitoring plugins
+    #[arg(long)]
+    plugin: bool,
+    /// Percent of the pool in use from which on it is a warning
+    #[arg(long, value_name = "PERCENT", requires = "plugin", default_value_t = 80)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=100))]
+    warn: u64,
+    /// Percent of the pool in use from which on it is critical
+    #[arg(long, value_name = "PERCENT", requires = "plugin", default_value_t = 90)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=100))]
+    critical: u64,
+}
 
 /// A condition that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -25,15 +46,31 @@ pub struct Finding {
     pub message: String,
 }
 
-pub fn run(context: &Context) -> Result<Outcome> {
+/// What there was to see.
+#[derive(Debug)]
+struct Seen {
+    pool: PoolStatus,
+    findings: Vec<Finding>,
+}
+
+pub fn run(args: &Check, context: &Context) -> Result<Outcome> {
+    if args.plugin {
+        let limits = plugin::Limits { warn: args.warn, critical: args.critical };
+        return plugin::run(limits, context);
+    }
+    let Seen { pool, findings } = look(context)?;
+    let condition = |finding: &Finding| finding.condition.to_owned();
+    context.output.list(&findings, condition, |_| text(&pool, &findings))?;
+    Ok(if findings.is_empty() { Outcome::Done } else { Outcome::ConditionFails })
+}
+
+fn look(context: &Context) -> Result<Seen> {
     let mut client = context.client()?;
     let pool = client.call(&PoolShow {})?;
     let mut findings = findings(&pool);
     findings.extend(left_frozen(&client.call(&FreezeShow {})?));
     findings.extend(client.call(&KeyShow {})?.keys.iter().filter_map(locked));
-    let condition = |finding: &Finding| finding.condition.to_owned();
-    context.output.list(&findings, condition, |_| text(&pool, &findings))?;
-    Ok(if findings.is_empty() { Outcome::Done } else { Outcome::ConditionFails })
+    Ok(Seen { pool, findings })
 }
 
 /// Everything about the pool that is not as it should be.
@@ -74,10 +111,14 @@ fn locked(key: &Key) -> Option<Finding> {
     Some(Finding { condition: "locked", message: format!("{what}: encrypted, and {why}") })
 }
 
+fn all_is_well(pool: &PoolStatus) -> String {
+    let (disks, snapshots) = (pool.disks, pool.snapshots);
+    format!("{disks} disks, {snapshots} snapshots, pool {} % full", filled(pool))
+}
+
 fn text(pool: &PoolStatus, findings: &[Finding]) -> String {
     if findings.is_empty() {
-        let (disks, snapshots) = (pool.disks, pool.snapshots);
-        return format!("ok: {disks} disks, {snapshots} snapshots, pool {} % full", filled(pool));
+        return format!("ok: {}", all_is_well(pool));
     }
     let lines = findings.iter().map(|one| format!("{}: {}", one.condition, one.message));
     lines.collect::<Vec<_>>().join("\n")

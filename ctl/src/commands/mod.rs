@@ -19,12 +19,14 @@ pub mod image;
 pub mod instance;
 pub mod job;
 pub mod key;
+pub mod metrics;
 pub mod pool;
 pub mod repo;
 pub mod scrub;
 pub mod snapshot;
 pub mod status;
 pub mod tag;
+pub mod top;
 mod wait;
 
 use rowd_proto::{Client as Connected, Tags};
@@ -66,7 +68,9 @@ pub fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Events(events) => events::run(&events, context),
         Command::Job(verb) => job::run(verb, context),
         Command::Scrub(scrub) => scrub::run(&scrub, context),
-        Command::Check => check::run(context),
+        Command::Metrics => metrics::run(context),
+        Command::Top(top) => top::run(&top, context),
+        Command::Check(check) => check::run(&check, context),
         Command::Doctor => doctor::run(context),
         Command::Completion(completion) => generate::completion(&completion),
         Command::Man(man) => generate::man(&man, context),

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use super::convert::{chain, diff_range, disk, error_body, event, job, pool_status, snapshot};
 use super::instances;
 use super::resolve::{self, Object, Origin};
-use super::{Services, attach, copies, freezing, groups, images, keys, repos};
+use super::{Services, attach, copies, freezing, groups, images, keys, meters, repos};
 
 /// Ranges in a page of a diff unless the client asks for more.
 const DIFF_PAGE_DEFAULT: u32 = 1000;
@@ -126,6 +126,8 @@ pub(super) fn call(
         Method::TagsRemove => ask.reply(tags_remove),
         Method::KeyShow => ask.reply(keys::show),
         Method::KeyRotate => ask.reply(keys::rotate),
+        Method::MetricsShow => ask.serve(meters::metrics),
+        Method::StatsShow => ask.reply(meters::stats),
         Method::PoolShow => ask.reply(pool_show),
         Method::PoolResize => ask.reply(pool_resize),
         Method::EventsList => ask.reply(events_list),

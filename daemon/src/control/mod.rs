@@ -16,6 +16,7 @@ mod handlers;
 mod images;
 mod instances;
 mod keys;
+mod meters;
 mod peer;
 mod repos;
 mod resolve;
@@ -40,6 +41,7 @@ use crate::attach::Attach;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::freeze::Freezer;
+use crate::metrics::Metrics;
 use crate::vault::Vault;
 
 pub use peer::Access;
@@ -70,6 +72,7 @@ pub struct Services {
     pub attach: Arc<Attach>,
     pub freezer: Arc<Freezer>,
     pub vault: Arc<Vault>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// What the clients of a socket may do.

@@ -6,6 +6,7 @@
 //! Absent: names, ids and policies (`engine/`), and the protocol (`nbd/`).
 
 pub mod lane;
+pub mod meter;
 pub mod read;
 pub mod write;
 

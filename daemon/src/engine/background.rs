@@ -163,6 +163,7 @@ impl Engine {
         let (last, reads) = (pool.journal.last(), pool.readers.entries());
         let began = Instant::now();
         run_step(&self.shared, tree, node, child, RECLAIM_LEAVES)?;
+        self.meters.reclaim_steps.fetch_add(1, Ordering::Relaxed);
         if let Some(job) = job {
             job.done.fetch_add(RECLAIM_LEAVES as u64, Ordering::Relaxed);
         }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Engine;
 use super::catalogue::encode;
@@ -57,13 +58,16 @@ impl Engine {
     }
 
     fn checkpoint_now(&self) -> Result<()> {
+        let began = Instant::now();
         let pool = &self.shared.pool;
         // Most of the data goes out before the cut, so that little is left for the sync after it.
         pool.sync()?;
         let cut = self.cut().inspect_err(|e| pool.file.stop(e.message()))?;
         faults::fail_point("checkpoint.cut");
         pool.sync()?;
-        self.write(cut).inspect_err(|e| pool.file.stop(e.message()))
+        self.write(cut).inspect_err(|e| pool.file.stop(e.message()))?;
+        self.meters.checkpointed(began.elapsed());
+        Ok(())
     }
 
     fn cut(&self) -> Result<Cut> {

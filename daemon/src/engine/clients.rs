@@ -117,6 +117,17 @@ impl Clients {
         found
     }
 
+    /// How many clients each disk has, those of its snapshots not counted.
+    pub(super) fn connected(&self) -> HashMap<DiskId, u64> {
+        let mut counts = HashMap::new();
+        for connected in self.state.0.lock().connected.values() {
+            if let Subject::Disk(id) = &connected.subject {
+                *counts.entry(id.clone()).or_default() += 1;
+            }
+        }
+        counts
+    }
+
     pub(super) fn count(&self) -> u64 {
         self.state.0.lock().connected.len() as u64
     }

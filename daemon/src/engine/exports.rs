@@ -10,6 +10,7 @@ use super::api::ClientInfo;
 use super::catalogue::{DiskRecord, SnapshotRecord};
 use super::clients::{ClientGuard, Hangup, Subject};
 use super::{Engine, now};
+use crate::disk::meter::Meter;
 use crate::disk::{Disk, Extent, Witness};
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::view::View;
@@ -165,6 +166,12 @@ impl Target {
         listed: ClientGuard,
     ) -> Target {
         Target { disk, engine, subject, _listed: listed }
+    }
+
+    /// Where requests on this export are counted.
+    #[must_use]
+    pub fn meter(&self) -> Arc<Meter> {
+        self.engine.meter(&self.subject)
     }
 
     /// The id of the disk or snapshot.

@@ -302,7 +302,7 @@ impl Engine {
 }
 
 /// Copies the counters of heads to their nodes.
-fn refresh(tree: &Tree) {
+pub(super) fn refresh(tree: &Tree) {
     for view in tree.views().iter().filter(|view| view.writable) {
         view.with(|state| {
             if !state.is_closed() {
@@ -336,7 +336,7 @@ fn handed_down(nodes: &Nodes, node: Epoch) -> u64 {
 }
 
 /// Blocks that a node maps: what its parent maps, less what it replaced, and its own.
-fn mapped_blocks(nodes: &Nodes, node: Epoch) -> u64 {
+pub(super) fn mapped_blocks(nodes: &Nodes, node: Epoch) -> u64 {
     let path: Vec<_> = nodes.ancestry(node).collect();
     path.into_iter().rev().fold(0u64, |mapped, (_, node)| {
         (mapped + node.live).saturating_sub(node.dead.values().sum())

@@ -23,6 +23,7 @@ mod info;
 pub mod instances;
 pub mod jobs;
 pub mod keys;
+pub mod meters;
 mod names;
 mod recovery;
 pub mod repos;
@@ -104,6 +105,7 @@ pub struct Engine {
     /// Held by whoever changes the shape of trees.
     shape: Mutex<()>,
     checkpointing: Mutex<()>,
+    meters: meters::Meters,
     clients: clients::Clients,
     /// How the kernel devices are, as far as anybody has told.
     device_states: Mutex<HashMap<DiskId, api::AttachmentState>>,

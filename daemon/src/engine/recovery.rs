@@ -106,6 +106,7 @@ impl Engine {
             opened: Mutex::default(),
             shape: Mutex::new(()),
             checkpointing: Mutex::new(()),
+            meters: super::meters::Meters::default(),
             clients: super::clients::Clients::default(),
             device_states: parking_lot::Mutex::default(),
             jobs: super::jobs::Jobs::default(),

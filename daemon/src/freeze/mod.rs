@@ -40,6 +40,7 @@ use crate::engine::Engine;
 use crate::engine::api::{Actor, Consistency, GroupInfo, GroupSpec, SnapshotInfo, SnapshotSpec};
 use crate::engine::instances::LOCAL;
 use crate::error::{Error, ErrorKind, Result};
+use crate::histogram::Histogram;
 use crate::units::DiskId;
 use applications::{Applications, Sources};
 use devices::Sys;
@@ -109,6 +110,8 @@ pub struct Freezer {
     settings: Settings,
     running: Mutex<Weak<Busy>>,
     closing: AtomicBool,
+    /// For how long file systems were frozen.
+    pub frozen: Histogram,
 }
 
 /// The one freeze that runs. It goes when its last owner goes, which may be a thread that waits for a
@@ -182,7 +185,7 @@ impl Freezer {
     #[must_use]
     pub fn new(settings: Settings) -> Arc<Freezer> {
         let (running, closing) = (Mutex::new(Weak::new()), AtomicBool::new(false));
-        Arc::new(Freezer { settings, running, closing })
+        Arc::new(Freezer { settings, running, closing, frozen: Histogram::default() })
     }
 
     /// What a freeze of these disks would freeze and whom it would tell; nothing is touched.
@@ -239,6 +242,7 @@ impl Freezer {
             |made| engine.snapshot_delete(by, &made.id, true).map(drop),
         );
         let Made { made, report, trouble } = made.inspect_err(|e| told_failure(engine, by, e))?;
+        self.count(&report);
         let label = engine.snapshot_full_name(&made.id)?;
         let report = finish(engine, by, std::slice::from_ref(&made.id), report, trouble, &label)?;
         Ok((engine.snapshot(&made.id)?, report))
@@ -267,9 +271,16 @@ impl Freezer {
             |made| engine.group_delete(by, &made.id, true).map(drop),
         );
         let Made { made, report, trouble } = made.inspect_err(|e| told_failure(engine, by, e))?;
+        self.count(&report);
         let ids: Vec<_> = made.members.iter().map(|member| member.snapshot_id.clone()).collect();
         let report = finish(engine, by, &ids, report, trouble, &format!("group {}", made.name))?;
         Ok((engine.group(&made.id)?, report))
+    }
+
+    fn count(&self, report: &Report) {
+        if report.frozen_at.is_some() {
+            self.frozen.add(1, report.frozen_for());
+        }
     }
 
     /// Finds and checks everything; nothing is touched yet.

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockWriteGuard};
@@ -93,6 +93,8 @@ pub struct Budget {
     pub dirty_limit: usize,
     pub clean: AtomicUsize,
     pub dirty: AtomicUsize,
+    /// Leaves that were wanted and not in memory.
+    pub misses: AtomicU64,
     cleaned: (Mutex<()>, Condvar),
 }
 
@@ -102,8 +104,9 @@ impl Budget {
     pub fn new(bytes: usize) -> Budget {
         let leaves = (bytes / LEAF_MEMORY).max(4 * CLEAN_FLOOR);
         let (clean, dirty) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let cleaned = Default::default();
-        Budget { clean_limit: leaves - leaves / 4, dirty_limit: leaves / 4, clean, dirty, cleaned }
+        let (misses, cleaned) = (AtomicU64::new(0), Default::default());
+        let (clean_limit, dirty_limit) = (leaves - leaves / 4, leaves / 4);
+        Budget { clean_limit, dirty_limit, clean, dirty, misses, cleaned }
     }
 
     /// Notes that dirty leaves were written by a checkpoint.
@@ -404,6 +407,7 @@ impl View {
     }
 
     fn load(&self, shared: &Shared, index: u64) -> Result<()> {
+        self.budget.misses.fetch_add(1, Ordering::Relaxed);
         let retired = self.tree.retired();
         let (lineage, cuts) = self.with(|state| (Arc::clone(&state.lineage), state.cuts));
         let found = self.tree.newest(&shared.meta, LeafIndex(index), &*lineage)?;
@@ -436,6 +440,7 @@ impl View {
         needed.dedup();
         let mut missing = Vec::new();
         self.with(|state| missing.extend(needed.iter().filter(|i| state.find(**i).is_none())));
+        self.budget.misses.fetch_add(missing.len() as u64, Ordering::Relaxed);
         let mut leaves = BTreeMap::new();
         for index in missing {
             let found = self.tree.newest(&shared.meta, LeafIndex(index), &*lineage)?;

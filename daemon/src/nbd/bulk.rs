@@ -34,11 +34,13 @@ impl Session {
         if wants_help {
             let (lanes, target) = (Arc::clone(&self.lanes), Arc::clone(&self.negotiated.target));
             let (common, socket) = (self.common.clone(), Arc::clone(&self.socket));
+            let errand = self.tally.errand(&request);
             self.outstanding.run(move || {
                 let mut lane = lanes.lock().pop().unwrap_or_else(|| Lane::new(&target.disk));
                 let mut buffer = common.buffers.take(&common.budget, request.length as usize);
-                read(&mut lane, &socket, &request, range, style, &mut buffer);
+                let ok = read(&mut lane, &socket, &request, range, style, &mut buffer);
                 lanes.lock().push(lane);
+                errand.end(ok);
             });
             return Ok(());
         }
@@ -51,7 +53,8 @@ impl Session {
             return Ok(());
         }
         let mut buffer = self.common.buffers.take(&self.common.budget, request.length as usize);
-        read(&mut self.lane, &self.socket, &request, range, style, &mut buffer);
+        let ok = read(&mut self.lane, &self.socket, &request, range, style, &mut buffer);
+        self.tally.did(&request, ok);
         Ok(())
     }
 
@@ -64,35 +67,42 @@ impl Session {
         let range = match self.validate(&request) {
             Ok(range) => range,
             Err((number, message)) => {
+                self.tally.refused(&request);
                 self.refuse(&request, number, &message);
                 return self.flush_output().map(|()| true);
             }
         };
+        self.tally.begin();
         let Some(busy) = self.enter() else { return Ok(false) };
         self.wrote = true;
         let style = self.style(&request);
         if self.may_delegate() && self.has_more() {
             let (lanes, target) = (Arc::clone(&self.lanes), Arc::clone(&self.negotiated.target));
-            let socket = Arc::clone(&self.socket);
+            let (socket, errand) = (Arc::clone(&self.socket), self.tally.errand(&request));
             self.outstanding.run(move || {
                 let mut lane = lanes.lock().pop().unwrap_or_else(|| Lane::new(&target.disk));
                 let result = write(&mut lane, &request, range, &buffer);
                 drop((buffer, busy));
                 lanes.lock().push(lane);
                 let mut out = Vec::with_capacity(64);
-                match result {
+                match &result {
                     Ok(()) => reply::done(&mut out, style, &request),
                     Err(e) => reply::error(&mut out, style, &request, errno(e.kind()), e.message()),
                 }
                 send(&socket, &mut [IoSlice::new(&out)]);
+                errand.end(result.is_ok());
             });
             return Ok(true);
         }
-        match write(&mut self.lane, &request, range, &buffer) {
+        let result = write(&mut self.lane, &request, range, &buffer);
+        self.tally.did(&request, result.is_ok());
+        match result {
             Ok(()) => self.done(&request),
             Err(error) => self.fail(&request, &error),
         }
-        self.flush_output().map(|()| true)
+        self.flush_output()?;
+        self.tally.end();
+        Ok(true)
     }
 
     /// Whether a processor is likely to be free for a helper; past the page cache, where helpers wait for
@@ -111,6 +121,7 @@ fn write(lane: &mut Lane, request: &Request, range: ByteRange, data: &[u8]) -> R
     if request.flags & flag::FUA != 0 { lane.flush(true) } else { Ok(()) }
 }
 
+/// Whether the range could be read.
 fn read(
     lane: &mut Lane,
     socket: &Socket,
@@ -118,14 +129,14 @@ fn read(
     range: ByteRange,
     style: Style,
     buffer: &mut Buffer,
-) {
+) -> bool {
     let mut out = Vec::with_capacity(64);
     let outcome = lane.locate(range, Wait::Yes);
     let whole = lane.located_alike() == Some(true) || style != Style::Structured;
     if outcome.is_ok() && whole {
         let fetched = lane.fetch(range, buffer, Wait::Yes);
         lane.release();
-        match fetched {
+        match &fetched {
             Ok(_) => {
                 reply::data_header(&mut out, style, request);
                 send(socket, &mut [IoSlice::new(&out), IoSlice::new(buffer)]);
@@ -135,12 +146,14 @@ fn read(
                 send(socket, &mut [IoSlice::new(&out)]);
             }
         }
-        return;
+        return fetched.is_ok();
     }
     lane.release();
-    if let Err(error) = reply::read(lane, style, request, range, &mut out, Wait::Yes) {
+    let read = reply::read(lane, style, request, range, &mut out, Wait::Yes);
+    if let Err(error) = &read {
         out.clear();
         reply::error(&mut out, style, request, errno(error.kind()), error.message());
     }
     send(socket, &mut [IoSlice::new(&out)]);
+    read.is_ok()
 }

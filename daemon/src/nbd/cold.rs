@@ -11,6 +11,7 @@ use super::execute::{errno, send};
 use super::reply::{self, Style};
 use super::session::{Common, Session};
 use super::socket::Socket;
+use super::tally::Errand;
 use super::wire::Request;
 use crate::disk::lane::Lane;
 use crate::disk::read::{Wait, Wanted};
@@ -41,7 +42,8 @@ impl Session {
         match cold[..] {
             [] => {}
             [one] if alone && self.outstanding.count() == 0 && !self.has_more() => {
-                put(&mut self.lane, &one, &mut self.output);
+                let ok = put(&mut self.lane, &one, &mut self.output);
+                self.tally.did(&one.request, ok);
             }
             _ => {
                 let mut rest = &cold[..];
@@ -64,16 +66,18 @@ impl Session {
     fn read_together(&self, list: Vec<Cold>) {
         let (lanes, target) = (Arc::clone(&self.lanes), Arc::clone(&self.negotiated.target));
         let (common, socket) = (self.common.clone(), Arc::clone(&self.socket));
+        let errands: Vec<Errand> = list.iter().map(|one| self.tally.errand(&one.request)).collect();
         self.outstanding.run(move || {
             let mut lane = lanes.lock().pop().unwrap_or_else(|| Lane::new(&target.disk));
-            answer(&mut lane, &socket, &common, &list);
+            let answered = answer(&mut lane, &socket, &common, &list);
             lanes.lock().push(lane);
+            errands.into_iter().zip(answered).for_each(|(errand, ok)| errand.end(ok));
         });
     }
 }
 
-/// Reads all of `list` and sends the replies at once.
-fn answer(lane: &mut Lane, socket: &Socket, common: &Common, list: &[Cold]) {
+/// Reads all of `list` and sends the replies at once. Tells of each whether it could be read.
+fn answer(lane: &mut Lane, socket: &Socket, common: &Common, list: &[Cold]) -> Vec<bool> {
     let mut buffer =
         common.buffers.take(&common.budget, list.iter().map(Cold::room).sum::<usize>());
     let mut wanted = Vec::with_capacity(list.len());
@@ -87,15 +91,20 @@ fn answer(lane: &mut Lane, socket: &Socket, common: &Common, list: &[Cold]) {
     lane.read_together(&mut wanted);
     let mut heads = Vec::with_capacity(64 * list.len());
     let mut ends = Vec::with_capacity(list.len());
+    let mut answered = Vec::with_capacity(list.len());
     for (one, wanted) in list.iter().zip(&wanted) {
-        match &wanted.outcome {
-            Some(Ok(())) => reply::data_header(&mut heads, one.style, &one.request),
+        answered.push(match &wanted.outcome {
+            Some(Ok(())) => {
+                reply::data_header(&mut heads, one.style, &one.request);
+                true
+            }
             Some(Err(error)) => {
                 let number = errno(error.kind());
                 reply::error(&mut heads, one.style, &one.request, number, error.message());
+                false
             }
             None => put(lane, one, &mut heads),
-        }
+        });
         ends.push(heads.len());
     }
     let mut parts = Vec::with_capacity(2 * list.len());
@@ -108,14 +117,17 @@ fn answer(lane: &mut Lane, socket: &Socket, common: &Common, list: &[Cold]) {
         start = end;
     }
     send(socket, &mut parts);
+    answered
 }
 
-/// Makes one read, waiting for the device, and puts the reply.
-fn put(lane: &mut Lane, one: &Cold, out: &mut Vec<u8>) {
+/// Makes one read, waiting for the device, and puts the reply; whether it could be read.
+fn put(lane: &mut Lane, one: &Cold, out: &mut Vec<u8>) -> bool {
     let Cold { request, range, style } = one;
     let mark = out.len();
-    if let Err(error) = reply::read(lane, *style, request, *range, out, Wait::Yes) {
+    let read = reply::read(lane, *style, request, *range, out, Wait::Yes);
+    if let Err(error) = &read {
         out.truncate(mark);
         reply::error(out, *style, request, errno(error.kind()), error.message());
     }
+    read.is_ok()
 }

@@ -66,6 +66,7 @@ impl Session {
             let range = match self.validate(request) {
                 Ok(range) => range,
                 Err((number, message)) => {
+                    self.tally.refused(request);
                     self.refuse(request, number, &message);
                     continue;
                 }
@@ -94,6 +95,7 @@ impl Session {
 
     /// Answers a write whose payload was too large to take.
     pub(super) fn refuse_oversized(&mut self, request: Request) -> io::Result<()> {
+        self.tally.refused(&request);
         self.refuse(&request, error::EINVAL, "a payload of more than 32 MiB");
         self.flush_output()
     }
@@ -150,12 +152,15 @@ impl Session {
             self.output.truncate(mark);
         }
         match outcome {
-            Ok(Nowait::Done) => {}
+            Ok(Nowait::Done) => self.tally.did(request, true),
             Ok(Nowait::WouldBlock) if self.negotiated.target.disk.is_uncached() => {
                 self.cold.push(Cold { request: *request, range, style });
             }
             Ok(Nowait::WouldBlock) => self.read_by_helper(*request, range, style),
-            Err(error) => self.fail(request, &error),
+            Err(error) => {
+                self.tally.did(request, false);
+                self.fail(request, &error);
+            }
         }
         Ok(())
     }
@@ -163,16 +168,18 @@ impl Session {
     pub(super) fn read_by_helper(&self, request: Request, range: ByteRange, style: Style) {
         let (target, socket) = (Arc::clone(&self.negotiated.target), Arc::clone(&self.socket));
         let budget = Arc::clone(&self.common.budget);
+        let errand = self.tally.errand(&request);
         self.outstanding.run(move || {
             let _share = budget.take(request.length as usize);
             let mut out = Vec::with_capacity(request.length as usize + 64);
             let mut lane = Lane::new(&target.disk);
-            if let Err(error) = reply::read(&mut lane, style, &request, range, &mut out, Wait::Yes)
-            {
+            let read = reply::read(&mut lane, style, &request, range, &mut out, Wait::Yes);
+            if let Err(error) = &read {
                 out.clear();
                 reply::error(&mut out, style, &request, errno(error.kind()), error.message());
             }
             send(&socket, &mut [IoSlice::new(&out)]);
+            errand.end(read.is_ok());
         });
     }
 
@@ -196,7 +203,9 @@ impl Session {
                 request = last.unwrap_or(request);
             }
             let wants_sync = request.flags & flag::FUA != 0;
-            match result.and(if wants_sync { synced.clone() } else { Ok(()) }) {
+            let result = result.and(if wants_sync { synced.clone() } else { Ok(()) });
+            self.tally.did(&received.request, result.is_ok());
+            match result {
                 Ok(()) => self.done(&request),
                 Err(error) => self.fail(&request, &error),
             }
@@ -205,7 +214,9 @@ impl Session {
 
     fn flush(&mut self, request: &Request, alone: bool) {
         if alone && self.outstanding.count() == 0 {
-            match self.lane.flush(self.wrote) {
+            let flushed = self.lane.flush(self.wrote);
+            self.tally.did(request, flushed.is_ok());
+            match flushed {
                 Ok(()) => self.done(request),
                 Err(error) => self.fail(request, &error),
             }
@@ -257,13 +268,16 @@ impl Session {
     ) {
         let (target, socket) = (Arc::clone(&self.negotiated.target), Arc::clone(&self.socket));
         let style = self.style(&request);
+        let errand = self.tally.errand(&request);
         self.outstanding.run(move || {
             let mut out = Vec::new();
-            match work(&target) {
+            let worked = work(&target);
+            match &worked {
                 Ok(()) => reply::done(&mut out, style, &request),
                 Err(e) => reply::error(&mut out, style, &request, errno(e.kind()), e.message()),
             }
             send(&socket, &mut [IoSlice::new(&out)]);
+            errand.end(worked.is_ok());
         });
     }
 

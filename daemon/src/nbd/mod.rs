@@ -22,6 +22,7 @@ mod session;
 pub mod siblings;
 mod slots;
 mod socket;
+mod tally;
 pub mod wire;
 mod wire_option;
 

@@ -19,6 +19,7 @@ use super::helpers::{Helpers, Outstanding};
 use super::leave::Leave;
 use super::siblings::{Busy, Membership};
 use super::socket::{Socket, Spin};
+use super::tally::Tally;
 use super::wire::{PAYLOAD_MAX, REQUEST_LEN, Request, command};
 use crate::disk::lane::Lane;
 use crate::engine::Target;
@@ -74,6 +75,7 @@ pub struct Session {
     /// Lanes for helpers, so that they keep their leases between jobs.
     pub(super) lanes: Arc<Mutex<Vec<Lane>>>,
     pub(super) common: Common,
+    pub(super) tally: Tally,
     /// Something was written on this connection.
     pub(super) wrote: bool,
     spin: Spin,
@@ -141,6 +143,7 @@ impl Session {
         common: Common,
     ) -> Session {
         let lane = Lane::new(&negotiated.target.disk);
+        let tally = Tally::new(negotiated.target.meter().tap());
         Session {
             member: None,
             socket,
@@ -152,6 +155,7 @@ impl Session {
             lanes: Arc::default(),
             spin: Spin::new(common.spin, common.processors / 2),
             common,
+            tally,
             wrote: false,
             gather: Gather::default(),
             request_bytes: REQUEST_LEN,
@@ -186,9 +190,11 @@ impl Session {
             let next = self.parse(&mut batch);
             self.learn(&batch);
             if !batch.is_empty() {
+                self.tally.begin();
                 let Some(_busy) = self.enter() else { return Ok(End::Closed) };
                 let leaving = self.execute(&batch)?;
                 self.flush_output()?;
+                self.tally.end();
                 if leaving {
                     return Ok(End::Left);
                 }

@@ -21,6 +21,7 @@ use super::aligned::Pages;
 use super::direct::{self, Direct};
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
+use crate::histogram::Histogram;
 use crate::units::BLOCK_BYTES;
 
 /// Blocks that [`PoolFile::read_each`] reads at once.
@@ -72,6 +73,8 @@ pub struct PoolFile {
     device: bool,
     stopped: AtomicBool,
     reason: OnceLock<String>,
+    /// How long the device took to make things durable.
+    pub syncs: Histogram,
 }
 
 impl PoolFile {
@@ -96,7 +99,8 @@ impl PoolFile {
             IoMode::Direct => Some(Direct::new(&file, path)?),
         };
         let (stopped, reason) = (AtomicBool::new(false), OnceLock::new());
-        Ok(PoolFile { file, direct, device, stopped, reason })
+        let syncs = Histogram::default();
+        Ok(PoolFile { file, direct, device, stopped, reason, syncs })
     }
 
     /// How it is read and written.
@@ -298,7 +302,10 @@ impl PoolFile {
         if faults::seeded("h1-flush-skips-sync") {
             return Ok(());
         }
-        match nix::unistd::fdatasync(&*self.file) {
+        let began = Instant::now();
+        let outcome = nix::unistd::fdatasync(&*self.file);
+        self.syncs.add(1, began.elapsed());
+        match outcome {
             Ok(()) => Ok(()),
             Err(errno) if faults::seeded("h9-retry-after-failed-sync") => {
                 tracing::warn!(%errno, "sync failed, trying again");
