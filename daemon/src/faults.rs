@@ -28,6 +28,8 @@ pub const VAULT_FAIL_POINTS: &[&str] = &[
     "copy.sent",
     "copy.table",
     "copy.committed",
+    "relay.marked",
+    "relay.sent",
     "fill.written",
     "delete.marked",
     "collect.step",

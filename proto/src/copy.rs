@@ -8,14 +8,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Disk, Job, Tags, Time};
 
-/// Begins to copy a snapshot to a repository.
+/// Begins to copy a snapshot, or a copy in another repository, to a repository.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CopyCreate {
+    /// A snapshot that is here; or the id of a copy, or of a snapshot that only repositories have.
     pub snapshot: String,
     pub repo: String,
+    /// The repository that has the copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// What the snapshot is called there; left out: as it is called here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
+    /// Those of the snapshot are not copied.
+    #[serde(default, skip_serializing_if = "Tags::is_empty")]
+    pub tags: Tags,
 }
 
 /// Lists copies, those under way included.
@@ -78,7 +88,7 @@ pub struct CopyRestore {
     pub tags: Tags,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
-    /// Store the disk as ciphertext, with a key of its own.
+    /// Store the disk as ciphertext, with a key of its own. A disk of an encrypted copy is encrypted anyway.
     #[serde(default)]
     pub encrypted: bool,
 }
@@ -143,6 +153,12 @@ pub struct CopyDetail {
     pub sent_bytes: u64,
     /// The pool it was copied from.
     pub writer: String,
+    /// The copy it was made of, in another repository.
+    pub source: Option<String>,
+    /// It is stored as ciphertext, and a disk of it is encrypted.
+    pub encrypted: bool,
+    /// The id of the master key that wraps its key.
+    pub master: Option<String>,
 }
 
 /// The reply to `copy.delete`.

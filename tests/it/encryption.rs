@@ -3,7 +3,7 @@
 //!
 //! Invariants: what must not be in the pool is searched for in every file of its directory.
 //! Absent: random histories (`model.rs`) and kills under load (`crash_kill.rs`), half of whose disks are
-//! encrypted; the cipher itself, which has its tests beside it.
+//! encrypted; copies (`vault/encrypted.rs`); the cipher itself, which has its tests beside it.
 
 use std::fs;
 use std::path::Path;
@@ -192,21 +192,6 @@ fn an_encrypted_disk_is_exported_and_imported() {
     let info = tool::run("nbdinfo", &["--json", &daemon.uri("again")]).ok();
     assert_eq!(info.json()["exports"][0]["export-size"], 16 << 20);
     assert_nothing_seen(&daemon);
-}
-
-/// What is in a repository is not encrypted yet, so nothing of an encrypted disk goes there.
-#[test]
-fn a_snapshot_of_an_encrypted_disk_is_not_copied_to_a_repository() {
-    let daemon = secret();
-    write_marks(&mut client(&daemon, "secret"));
-    daemon.ctl(&["snapshot", "create", "secret", "first"]);
-    let place = daemon.path("repo");
-    fs::create_dir(&place).unwrap();
-    daemon.ctl(&["repo", "add", "backup", &format!("file://{place}")]);
-    let error = daemon.json_error(255, &["snapshot", "copy", "secret@first", "--to", "backup"]);
-    assert_eq!(error["kind"], "unsupported");
-    assert_eq!(daemon.json(&["copy", "list"]).as_array().unwrap().len(), 0);
-    assert_eq!(search(Path::new(&place)).0, 0);
 }
 
 /// Zeroing and trimming leave nothing stored, as with any disk.

@@ -4,7 +4,9 @@
 
 mod copies;
 mod deletes;
+mod encrypted;
 mod endings;
+mod relay;
 mod repos;
 mod server;
 mod trouble;

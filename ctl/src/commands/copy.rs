@@ -16,7 +16,7 @@ use crate::confirm::confirm;
 use crate::error::{Outcome, Result};
 use crate::render::{self, Columns, Fields, Heading, Output, Text};
 
-use super::args::Consent;
+use super::args::{About, Consent};
 use super::{Context, job, wait};
 
 #[derive(Debug, Subcommand)]
@@ -76,13 +76,19 @@ pub struct Which {
 /// `snapshot copy`.
 #[derive(Args, Debug)]
 pub struct Begin {
-    /// Id, disk@snapshot, or a name that only one snapshot has
+    /// Id, disk@snapshot, or a name that only one snapshot has; or the id of a copy in another repository
     snapshot: String,
     /// The repository
     #[arg(long, value_name = "REPOSITORY")]
     to: String,
-    #[arg(long, default_value = "", hide_default_value = true)]
-    description: String,
+    /// Take the copy from this repository
+    #[arg(long, value_name = "REPOSITORY")]
+    from: Option<String>,
+    /// What the snapshot is called there; as here, if left out
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    about: About,
     /// Return when the copy is complete
     #[arg(long)]
     wait: bool,
@@ -122,9 +128,11 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
 }
 
 pub fn begin(args: Begin, context: &Context) -> Result<Outcome> {
-    let Begin { snapshot, to, description, wait } = args;
+    let Begin { snapshot, to, from, name, about, wait } = args;
     let mut client = context.client()?;
-    let made = client.call_patiently(&CopyCreate { snapshot, repo: to, description })?;
+    let (description, tags) = about.parts();
+    let request = CopyCreate { snapshot, repo: to, from, name, description, tags };
+    let made = client.call_patiently(&request)?;
     if wait {
         return finish(&mut client, made, None, context);
     }
@@ -198,10 +206,15 @@ fn fields(copy: &Copy, output: &Output) -> String {
         fields.add("new", render::bytes(detail.new_bytes));
         fields.add("sent", render::bytes(detail.sent_bytes));
         fields.add_some("base", detail.base.clone());
+        fields.add_some("made of", detail.source.clone());
         fields.add("created", output.full_time(detail.created_at));
         fields.add("copied", output.full_time(detail.copied_at));
         fields.add("consistency", detail.consistency.name());
         fields.add_some("tags", Some(render::tags(&detail.tags)));
+        fields.add_some(
+            "encrypted",
+            detail.master.as_ref().map(|master| format!("with a key of master key {master}")),
+        );
     }
     fields.render(output)
 }

@@ -74,10 +74,11 @@ pub enum Verb {
 A throw-away clone is mounted, so that the journal of the file system can be replayed; the
 snapshot stays as it is. Needs root, and the kernel's NBD client: modprobe nbd.")]
     Mount(mount::Mount),
-    /// Copy a snapshot to a repository; what it holds of earlier ones is not sent again
+    /// Copy a snapshot to a repository, or a copy to another one; what it has already is not sent again
     #[command(after_help = "Examples:
   rowctl snapshot copy data1@monday --to backup
-  rowctl snapshot copy data1@monday --to backup --wait
+  rowctl snapshot copy data1@monday --to backup --tag keep=long --wait
+  rowctl snapshot copy c-4f2a --to offsite --name monday-offsite
 
 The copy is made in the background and goes on after a restart: rowctl copy list")]
     Copy(Begin),

@@ -10,16 +10,35 @@ use super::convert::{consistency, disk, job};
 use super::{Services, resolve};
 use crate::engine::api::{Actor, JobInfo};
 use crate::engine::now;
-use crate::error::Result;
-use crate::vault::copies::{CopyInfo, CopyState, Header, RestoreSpec};
+use crate::error::{ErrorKind, Result};
+use crate::units::{CopyId, SnapshotId};
+use crate::vault::copies::{CopyInfo, CopyOf, CopySpec, CopyState, Header, RestoreSpec};
 
 pub(super) fn create(
     services: &Services,
     by: Actor,
     ask: proto::CopyCreate,
 ) -> Result<proto::Copy> {
-    let snapshot = resolve::snapshot(&services.engine, &ask.snapshot)?;
-    services.vault.copy_create(by, &snapshot, &ask.repo, ask.description).map(copy)
+    let proto::CopyCreate { snapshot, repo, from, name, description, tags } = ask;
+    let of = copy_of(services, snapshot, from)?;
+    let spec = CopySpec { of, repo, name, description, tags };
+    services.vault.copy_create(by, spec).map(copy)
+}
+
+/// What a name means that is to be copied: the id of a copy; a snapshot that is here; or the id of a snapshot
+/// that only repositories have.
+fn copy_of(services: &Services, name: String, repo: Option<String>) -> Result<CopyOf> {
+    if repo.is_some() || name.starts_with(CopyId::PREFIX) {
+        return Ok(CopyOf::Copy { name, repo });
+    }
+    match resolve::snapshot(&services.engine, &name) {
+        Err(error)
+            if error.kind() == ErrorKind::NotFound && name.starts_with(SnapshotId::PREFIX) =>
+        {
+            Ok(CopyOf::Copy { name, repo })
+        }
+        found => found.map(CopyOf::Snapshot),
+    }
 }
 
 pub(super) fn list(services: &Services, _: Actor, ask: proto::CopyList) -> Result<proto::Copies> {
@@ -121,5 +140,8 @@ fn detail(header: Header) -> proto::CopyDetail {
         new_bytes: header.new_bytes,
         sent_bytes: header.new_stored,
         writer: header.writer,
+        source: header.source.map(|source| source.copy.to_string()),
+        encrypted: header.sealed.is_some(),
+        master: header.sealed.map(|sealed| sealed.wrapped.master),
     }
 }

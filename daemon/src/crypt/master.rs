@@ -286,7 +286,9 @@ impl Masters {
         if let Some(master) = found {
             return master.unwrap(wrapped);
         }
-        let current = self.current()?;
+        let current = self.current().map_err(|error| {
+            error.context(format!("its key is wrapped by master key {}", wrapped.master))
+        })?;
         Err(condition(format!(
             "its key is wrapped by master key {}, and {} is another one, {}",
             wrapped.master, self.settings.master, current.id

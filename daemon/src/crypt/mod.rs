@@ -9,6 +9,7 @@
 //! Absent: which disks are encrypted (`engine/keys.rs`), where the salt is kept (`map/leaf.rs`), and proof
 //! against somebody who writes to the pool: the checksums of the map tell accidents, not forgeries.
 
+pub mod copy;
 mod locked;
 pub mod master;
 mod xts;

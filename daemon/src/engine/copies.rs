@@ -10,11 +10,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Engine;
-use super::api::{Actor, Change, ClientInfo, DiskInfo, DiskSpec};
+use super::api::{Actor, Change, ClientInfo, DiskInfo, DiskSpec, Tags};
 use super::catalogue::Op;
 use super::clients::{Hangup, Subject};
+use super::disks::check_tags;
 use super::exports::Target;
 use super::jobs::Job;
+use super::names::check_manual_name;
 use super::now;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -32,12 +34,28 @@ pub struct CopyRecord {
     pub snapshot: SnapshotId,
     /// The name of the repository.
     pub repo: String,
+    /// The copy it is made of; nothing when it is made of the snapshot, which is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Place>,
+    /// What the snapshot is called there; nothing: as here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     #[serde(default)]
     pub description: String,
+    #[serde(default, skip_serializing_if = "Tags::is_empty")]
+    pub tags: Tags,
     pub started_at: u64,
     /// Why it failed; it goes on when somebody asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
+}
+
+/// A copy in a repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The name of the repository.
+    pub repo: String,
+    pub copy: CopyId,
 }
 
 /// Where the contents of a disk come from that does not have them yet.
@@ -78,13 +96,16 @@ impl Engine {
     /// `InUse` when this snapshot is being copied there; there is no such snapshot or repository.
     pub fn copy_begin(&self, by: Actor, copy: CopyRecord) -> Result<()> {
         let _shape = self.shape.lock();
-        let snapshot = self.snapshot_record(&copy.snapshot)?;
         self.repo(&copy.repo)?;
-        if self.is_encrypted(snapshot.tree) {
-            let message = format!("{} is encrypted, and copies are not", snapshot.name);
-            return Err(Error::new(ErrorKind::Unsupported, message)
-                .hint("its contents would be in the repository for all who can read it"));
-        }
+        check_tags(&copy.tags)?;
+        copy.name.as_ref().map(|name| check_manual_name(name)).transpose()?;
+        let label = match &copy.from {
+            Some(from) => format!("copy {} in {}", from.copy, self.repo(&from.repo)?.name),
+            None => {
+                self.copy_key(&copy.snapshot)?;
+                self.snapshot_label(&self.snapshot_record(&copy.snapshot)?)
+            }
+        };
         let copies = self.copies();
         let same = |other: &&CopyRecord| other.snapshot == copy.snapshot && other.repo == copy.repo;
         if let Some(other) = copies.iter().find(same) {
@@ -96,14 +117,13 @@ impl Engine {
                     ("has failed to be copied", format!("try `rowctl copy retry {}`", other.id))
                 }
             };
-            let message = format!("{} {verb} to {} already", snapshot.name, copy.repo);
+            let message = format!("{label} {verb} to {} already", copy.repo);
             return Err(Error::new(ErrorKind::InUse, message).hint(hint));
         }
         if copies.len() >= COPIES_MAX {
             let message = format!("{COPIES_MAX} copies are under way or failed");
             return Err(Error::new(ErrorKind::Quota, message).hint("see `rowctl copy list`"));
         }
-        let label = self.snapshot_label(&snapshot);
         let message = format!("copy of {label} to {} began", copy.repo);
         self.change(by, Op::CopyPut { copy, kind: "copy.start".to_owned() }, message)
     }

@@ -15,11 +15,12 @@ use super::api::{Actor, DiskSpec, KeyInfo, KeysInfo};
 use super::catalogue::{Catalogue, KeyRecord, Op, SnapshotRecord};
 use super::clients::Subject;
 use super::exports::ExportRecord;
+use crate::crypt::copy::{self, CopyKey};
 use crate::crypt::master::{Masters, Settings, Wrapped};
 use crate::crypt::{self, Cipher, Sealing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::superblock;
-use crate::units::TreeId;
+use crate::units::{SnapshotId, TreeId};
 
 /// Keys that one record has room for, each at most 220 bytes.
 const ROTATE_MAX: usize = 1000;
@@ -105,6 +106,39 @@ impl Engine {
         // An older rowd must not take the pool for one whose blocks are data as they are.
         self.shared.pool.require_version(superblock::SEALED_VERSION)?;
         Ok(wrapped)
+    }
+
+    /// The key of the copies of a snapshot, if it is encrypted, and the key as copies carry it: wrapped by the
+    /// present master key.
+    ///
+    /// # Errors
+    /// `NotFound`; `Condition` when the key of its family or a master key is not there.
+    pub fn copy_key(&self, snapshot: &SnapshotId) -> Result<Option<(CopyKey, Wrapped)>> {
+        let SnapshotRecord { tree, name, .. } = self.snapshot_record(snapshot)?;
+        self.copy_key_of(tree).map_err(|error| error.context(format!("{name} is encrypted")))
+    }
+
+    fn copy_key_of(&self, tree: TreeId) -> Result<Option<(CopyKey, Wrapped)>> {
+        let Some(kept) = self.catalogue.read().keys.get(&tree).cloned() else { return Ok(None) };
+        let masters = self.keys.masters();
+        let raw = copy::derive(&masters.unwrap(&kept)?)?;
+        Ok(Some((CopyKey::new(&raw)?, masters.current()?.wrap(&raw)?)))
+    }
+
+    /// A key of copies from what a copy carries.
+    ///
+    /// # Errors
+    /// `Condition`, naming the master key that is not there.
+    pub fn open_copy_key(&self, wrapped: &Wrapped) -> Result<CopyKey> {
+        CopyKey::new(&self.keys.masters().unwrap(wrapped)?)
+    }
+
+    /// A key of copies wrapped by the present master key; nothing when a master key for that is not there.
+    #[must_use]
+    pub fn rewrap_copy_key(&self, wrapped: &Wrapped) -> Option<Wrapped> {
+        let masters = self.keys.masters();
+        let raw = masters.unwrap(wrapped).ok()?;
+        masters.current().ok()?.wrap(&raw).ok()
     }
 
     /// Whether a family of disks is encrypted.

@@ -9,11 +9,12 @@ use std::sync::atomic::Ordering;
 
 pub use super::header::Header;
 use super::header::{self, COPIES};
+use super::seal::Seal;
 use super::store::Store;
 use super::work::Work;
-use super::{Vault, collect, download, open_repo, upload};
+use super::{Vault, collect, download, open_repo, relay, upload};
 use crate::engine::api::{Actor, DiskInfo, DiskSpec, JobInfo, Tags};
-use crate::engine::copies::{CopyRecord, Filling, Source};
+use crate::engine::copies::{CopyRecord, Filling, Place, Source};
 use crate::engine::jobs::Job;
 use crate::engine::now;
 use crate::engine::repos::RepoRecord;
@@ -41,6 +42,26 @@ pub struct CopyInfo {
     pub state: CopyState,
 }
 
+/// What to copy.
+#[derive(Clone, Debug)]
+pub enum CopyOf {
+    /// A snapshot that is here.
+    Snapshot(SnapshotId),
+    /// A copy in another repository, by its id or that of its snapshot, or the beginning of one.
+    Copy { name: String, repo: Option<String> },
+}
+
+/// A copy to make.
+#[derive(Clone, Debug)]
+pub struct CopySpec {
+    pub of: CopyOf,
+    /// The name of the repository it goes to.
+    pub repo: String,
+    pub name: Option<String>,
+    pub description: String,
+    pub tags: Tags,
+}
+
 /// A disk to make of a copy.
 #[derive(Clone, Debug)]
 pub struct RestoreSpec {
@@ -49,7 +70,7 @@ pub struct RestoreSpec {
     pub description: String,
     pub tags: Tags,
     pub instance: Option<InstanceId>,
-    /// Store the disk as ciphertext.
+    /// Store the disk as ciphertext, as is done anyway with a copy of an encrypted disk.
     pub encrypted: bool,
 }
 
@@ -68,28 +89,62 @@ impl Vault {
         Ok(())
     }
 
-    /// Begins to copy a snapshot to a repository.
+    /// Begins to copy a snapshot, or a copy, to a repository.
     ///
     /// # Errors
-    /// It is being copied there; there is no such snapshot or repository.
-    pub fn copy_create(
-        self: &Arc<Self>,
-        by: Actor,
-        snapshot: &SnapshotId,
-        repo: &str,
-        description: String,
-    ) -> Result<CopyInfo> {
+    /// It is being copied there, or is there; there is no such snapshot, copy or repository.
+    pub fn copy_create(self: &Arc<Self>, by: Actor, spec: CopySpec) -> Result<CopyInfo> {
+        let CopySpec { of, repo, name, description, tags } = spec;
+        self.engine.repo(&repo)?;
+        let (snapshot, from) = match of {
+            CopyOf::Snapshot(snapshot) => (snapshot, None),
+            CopyOf::Copy { name, repo: among } => {
+                let source = self.source(&name, among.as_deref(), &repo)?;
+                (source.snapshot, Some(Place { repo: source.repo, copy: source.id }))
+            }
+        };
+        let (id, started_at) = (CopyId::random()?, now());
         let copy = CopyRecord {
-            id: CopyId::random()?,
-            snapshot: snapshot.clone(),
-            repo: repo.to_owned(),
+            id,
+            snapshot,
+            repo,
+            from,
+            name,
             description,
-            started_at: now(),
+            tags,
+            started_at,
             failed: None,
         };
         self.engine.copy_begin(by, copy.clone())?;
         self.begin_upload(copy.clone())?;
         Ok(self.under_way(copy))
+    }
+
+    /// The complete copy that another one is to be made of.
+    fn source(&self, name: &str, among: Option<&str>, to: &str) -> Result<CopyInfo> {
+        let info = match name.starts_with(SnapshotId::PREFIX) {
+            false => self.copy(name, among)?,
+            true => {
+                let fits = |info: &CopyInfo| info.snapshot.as_str().starts_with(name);
+                let mut all = self.copies(among)?;
+                all.retain(|info| fits(info) && matches!(info.state, CopyState::Accomplished(_)));
+                if all.iter().any(|info| info.snapshot != all[0].snapshot) {
+                    return Err(Error::invalid(format!("several snapshots begin with {name}")));
+                }
+                let elsewhere = all.iter().position(|info| info.repo != to).unwrap_or(0);
+                if all.is_empty() {
+                    let message = format!("no snapshot {name} here, nor a copy of one");
+                    return Err(Error::not_found(message).hint("see `rowctl copy list`"));
+                }
+                all.swap_remove(elsewhere)
+            }
+        };
+        refuse_unfinished(&info)?;
+        if info.repo == to {
+            let message = format!("copy {} is in {to} already", info.id);
+            return Err(Error::invalid(message).hint("name another repository"));
+        }
+        Ok(info)
     }
 
     /// The copies in a repository, or in all, those under way included.
@@ -187,7 +242,11 @@ impl Vault {
         self.spawn(
             &job,
             move |work| download::verify(work, &repo, &key),
-            |_, result| result.map(|header| format!("{} bytes read, no damage", header.data_bytes)),
+            |_, result| {
+                let (header, locked) = result?;
+                let read = format!("{} bytes read, no damage", header.data_bytes);
+                Ok(locked.map_or(read.clone(), |why| format!("{read}; not decrypted: {why}")))
+            },
         )?;
         Ok(job.info())
     }
@@ -221,7 +280,11 @@ impl Vault {
         let message = format!("copy {} in {} deleted", info.id, repo.name);
         match info.state {
             CopyState::Failed(_) | CopyState::Progressing(_) => {
+                let copies = self.engine.copies();
                 self.engine.copy_end(by, &info.id, "copy.delete", message)?;
+                if let Some(copy) = copies.iter().find(|copy| copy.id == info.id) {
+                    relay::release(self, copy);
+                }
             }
             _ => self.engine.note(by, "copy.delete", info.id.as_str(), message)?,
         }
@@ -245,13 +308,19 @@ impl Vault {
         let CopyState::Accomplished(header) = info.state else {
             return Err(Error::internal("a copy is neither complete nor not"));
         };
+        let known = self.engine.repo(&info.repo)?;
+        let seal = self.wait(&info.repo, async {
+            let (store, _) = open_repo(&known).await?;
+            Seal::of(&self.engine, &store, &header).await
+        })?;
+        let encrypted = spec.encrypted || seal.key()?.is_some();
         let size = spec.size.unwrap_or(header.size);
         if size < header.size {
             let message =
                 format!("the copy has {} bytes, a disk of {size} is too small", header.size);
             return Err(Error::invalid(message).hint("leave the size out"));
         }
-        let RestoreSpec { name, description, tags, instance, encrypted, .. } = spec;
+        let RestoreSpec { name, description, tags, instance, .. } = spec;
         let size = Some(size);
         let disk =
             DiskSpec { name, size, description, tags, instance, encrypted, ..DiskSpec::default() };
@@ -267,7 +336,10 @@ impl Vault {
         let job = self.engine.job_begin("copy", copy.id.as_str())?;
         self.jobs.lock().insert(copy.id.clone(), Arc::clone(&job));
         let told = copy.clone();
-        let work = move |work: &Work| upload::run(work, &copy);
+        let work = move |work: &Work| match &copy.from {
+            Some(from) => relay::run(work, &copy, from),
+            None => upload::run(work, &copy),
+        };
         self.spawn(&job, work, move |work, result| {
             let outcome = uploaded(work, &told, result);
             work.vault.jobs.lock().remove(&told.id);
@@ -296,7 +368,7 @@ impl Vault {
     }
 
     /// Frees in the background what deleted copies have left.
-    fn begin_collect(self: &Arc<Self>, repo: RepoRecord) -> Result<()> {
+    pub(super) fn begin_collect(self: &Arc<Self>, repo: RepoRecord) -> Result<()> {
         let job = self.engine.job_begin("collect", &repo.name)?;
         self.spawn(
             &job,
@@ -342,6 +414,7 @@ fn uploaded(work: &Work, copy: &CopyRecord, result: Result<Header>) -> Result<St
         }
         Err(error) if error.kind() == ErrorKind::Cancelled => {
             give_up(work, copy)?;
+            relay::release(&work.vault, copy);
             let message = format!("copy {} to {} cancelled", copy.id, copy.repo);
             engine.copy_end(Actor::DAEMON, &copy.id, "copy.cancel", message)?;
             Err(error)
@@ -405,7 +478,7 @@ async fn told(
     let state = match Header::read(store, &header::key(&id, &snapshot)).await {
         Ok(header) => CopyState::Accomplished(Box::new(header)),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.kind() == ErrorKind::Corrupt => CopyState::Damaged(error.to_string()),
+        Err(error) if header::is_passed_over(&error) => CopyState::Damaged(error.to_string()),
         Err(error) => return Err(error),
     };
     Ok(Some(CopyInfo { id, repo: repo.to_owned(), snapshot, state }))

@@ -8,11 +8,12 @@ use std::sync::atomic::Ordering;
 
 use tokio::task::JoinSet;
 
-use super::chunk::{OBJECT_MAX, unpack};
+use super::chunk::{OBJECT_MAX, check, unpack};
 use super::header::{self, Header, missing};
 use super::open_repo;
+use super::seal::Seal;
 use super::store::Store;
-use super::table::{Piece, Table};
+use super::table::{Chunk, Piece, Table};
 use super::upload::PARALLEL;
 use super::work::Work;
 use crate::disk::lane::Lane;
@@ -23,14 +24,32 @@ use crate::error::{Error, Result};
 use crate::faults;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE};
 
-/// Reads all of a copy and checks it. Returns its header.
+/// A copy that can be read.
+struct Copy {
+    store: Store,
+    header: Header,
+    table: Table,
+    seal: Seal,
+}
+
+/// Reads all of a copy and checks it. Returns its header, and why it was not decrypted, if there was no key:
+/// what is stored is checked all the same.
 ///
 /// # Errors
 /// `Corrupt`, naming the first object that is damaged or missing.
-pub(super) fn verify(work: &Work, repo: &RepoRecord, key: &str) -> Result<Header> {
-    let (store, header, table) = open_copy(work, repo, key)?;
-    fetch(work, repo, &store, &table, |_, _| Ok(()))?;
-    Ok(header)
+pub(super) fn verify(work: &Work, repo: &RepoRecord, key: &str) -> Result<(Header, Option<Error>)> {
+    let copy = open_copy(work, repo, key)?;
+    fetch(
+        work,
+        repo,
+        &copy,
+        |chunk, bytes, seal| match seal {
+            Seal::Locked(_) => check(chunk, bytes, seal).map(|()| Vec::new()),
+            _ => unpack(chunk, bytes, seal),
+        },
+        |_, _| Ok(()),
+    )?;
+    Ok((copy.header, copy.seal.key().err()))
 }
 
 /// Writes all of a copy to a disk, which can be used from then on.
@@ -41,11 +60,12 @@ pub(super) fn fill(work: &Work, filling: &Filling) -> Result<Header> {
     let engine = &work.vault.engine;
     let repo = engine.repo(&filling.repo)?;
     let key = header::key(&filling.copy, &filling.snapshot);
-    let (store, header, table) = open_copy(work, &repo, &key)?;
+    let copy = open_copy(work, &repo, &key)?;
+    copy.seal.key()?;
     let disk = engine.fill_target(&filling.disk)?;
     let mut lane = Lane::new(&disk);
     let mut results = Vec::new();
-    fetch(work, &repo, &store, &table, |pieces, blocks| {
+    fetch(work, &repo, &copy, unpack, |pieces, blocks| {
         for piece in pieces {
             let at = piece.at as usize * BLOCK_BYTES;
             let data = &blocks[at..at + piece.blocks as usize * BLOCK_BYTES];
@@ -58,15 +78,17 @@ pub(super) fn fill(work: &Work, filling: &Filling) -> Result<Header> {
     })?;
     drop(lane);
     engine.fill_end(&filling.disk)?;
-    Ok(header)
+    Ok(copy.header)
 }
 
-fn open_copy(work: &Work, repo: &RepoRecord, key: &str) -> Result<(Store, Header, Table)> {
+fn open_copy(work: &Work, repo: &RepoRecord, key: &str) -> Result<Copy> {
     work.wait(async {
         let (store, _) = open_repo(repo).await?;
         let header = Header::read(&store, key).await.map_err(|error| missing(key, error))?;
         let table = header.table(&store).await?;
-        Ok((store, header, table))
+        let seal = Seal::of(&work.vault.engine, &store, &header).await?;
+        seal.check(&header, &table)?;
+        Ok(Copy { store, header, table, seal })
     })
 }
 
@@ -74,20 +96,21 @@ fn open_copy(work: &Work, repo: &RepoRecord, key: &str) -> Result<(Store, Header
 fn fetch(
     work: &Work,
     repo: &RepoRecord,
-    store: &Store,
-    table: &Table,
+    copy: &Copy,
+    read: fn(&Chunk, &[u8], &Seal) -> Result<Vec<u8>>,
     mut take: impl FnMut(&[Piece], &[u8]) -> Result<()>,
 ) -> Result<()> {
+    let Copy { store, table, seal, .. } = copy;
     let mut pieces: Vec<Vec<Piece>> = vec![Vec::new(); table.chunks.len()];
     table.pieces.iter().for_each(|piece| pieces[piece.chunk as usize].push(*piece));
     let total = table.chunks.iter().map(|chunk| u64::from(chunk.raw)).sum();
     work.job.total.store(total, Ordering::Relaxed);
     let pacer = work.vault.pacer(repo);
-    let mut under_way: JoinSet<Result<(usize, Vec<u8>)>> = JoinSet::new();
+    let mut under_way: JoinSet<Result<(usize, u32, Vec<u8>)>> = JoinSet::new();
     let mut next = 0;
     while next < table.chunks.len() || !under_way.is_empty() {
         while next < table.chunks.len() && under_way.len() < PARALLEL {
-            let (store, pacer) = (store.clone(), Arc::clone(&pacer));
+            let (store, pacer, seal) = (store.clone(), Arc::clone(&pacer), seal.clone());
             let (index, chunk) = (next, table.chunks[next].clone());
             let handle = work.vault.handle.clone();
             let get = move || {
@@ -96,7 +119,7 @@ fn fetch(
                     pacer.pass(chunk.stored as usize).await;
                     store.get(&key, OBJECT_MAX).await.map_err(|error| missing(&key, error))
                 })?;
-                Ok((index, unpack(&chunk, &bytes)?))
+                Ok((index, chunk.raw, read(&chunk, &bytes, &seal)?))
             };
             under_way.spawn_blocking_on(get, &work.vault.handle);
             next += 1;
@@ -107,9 +130,9 @@ fn fetch(
                 None => Ok(None),
             }
         })?;
-        if let Some((index, blocks)) = done {
+        if let Some((index, raw, blocks)) = done {
             take(&pieces[index], &blocks)?;
-            work.job.done.fetch_add(blocks.len() as u64, Ordering::Relaxed);
+            work.job.done.fetch_add(u64::from(raw), Ordering::Relaxed);
         }
     }
     Ok(())

@@ -13,6 +13,8 @@ use crate::units::RepoId;
 
 /// The version of the format that is written, and the only one that is read.
 pub const VERSION: u32 = 1;
+/// The version of the header of a copy that is encrypted.
+pub const SEALED_VERSION: u32 = 2;
 /// The object that says what a repository is.
 pub const FORMAT_KEY: &str = "rowd-vault";
 /// What the format file says first.
@@ -85,6 +87,15 @@ pub fn seal<T: Serialize>(record: &T) -> Result<Vec<u8>> {
     bytes.extend_from_slice(sum.as_bytes());
     bytes.push(b'\n');
     Ok(bytes)
+}
+
+/// The bytes that hexadecimal digits mean; nothing when they are none.
+#[must_use]
+pub fn from_hex(digits: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    let digit = |c: u8| char::from(c).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let byte = |[high, low]: &[u8; 2]| Some(digit(*high)? << 4 | digit(*low)?);
+    if rest.is_empty() { pairs.iter().map(byte).collect() } else { None }
 }
 
 /// The record in an object that [`seal`] made.

@@ -6,12 +6,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::format::{RECORD_MAX, VERSION, open, sha256_hex};
+use super::format::{RECORD_MAX, SEALED_VERSION, VERSION, open, sha256_hex};
 use super::store::Store;
 use super::table::{TABLE_MAX, Table};
+use crate::crypt::master::Wrapped;
 use crate::engine::api::{Consistency, Tags};
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{CopyId, DiskId, SnapshotId};
+use crate::units::{CopyId, DiskId, RepoId, SnapshotId};
 
 pub const COPIES: &str = "copies";
 pub const UPLOADS: &str = "uploads";
@@ -54,6 +55,31 @@ pub struct Header {
     /// Bytes of blocks that were new with this copy, and what they took as objects.
     pub new_bytes: u64,
     pub new_stored: u64,
+    /// Of a copy of a copy: which one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Origin>,
+    /// Of a copy of an encrypted disk: what its chunks are encrypted with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
+}
+
+/// A copy in another repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    pub repo: RepoId,
+    pub copy: CopyId,
+}
+
+/// How a copy is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    pub cipher: String,
+    /// Which key it is, the same for all copies of a family of disks.
+    pub key_id: String,
+    /// The key, wrapped by a master key.
+    pub wrapped: Wrapped,
+    /// A sum that only who has the key can make: over what the copy is of, and over all it holds.
+    pub sum: String,
 }
 
 /// A copy that is under way: what it may need is not to be deleted.
@@ -64,6 +90,9 @@ pub struct Upload {
     pub writer: String,
     /// When this was last written.
     pub at: u64,
+    /// In the target of a copy of a copy: the header of the source, which may be deleted meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<Box<Header>>,
 }
 
 /// A copy that is deleted, and some of whose chunks may still be there.
@@ -90,9 +119,10 @@ impl Header {
     /// `NotFound`; `Corrupt`, naming it; `Unsupported`.
     pub async fn read(store: &Store, key: &str) -> Result<Header> {
         let header: Header = open(key, &store.get(key, RECORD_MAX).await?)?;
-        if header.version != VERSION {
+        let version = if header.sealed.is_some() { SEALED_VERSION } else { VERSION };
+        if header.version != version {
             let message =
-                format!("{key} has version {}; this rowd knows {VERSION}", header.version);
+                format!("{key} has version {}; this rowd does not know it", header.version);
             return Err(Error::new(ErrorKind::Unsupported, message).hint("use a newer rowd"));
         }
         if header.key() != key {
@@ -102,6 +132,15 @@ impl Header {
             )));
         }
         Ok(header)
+    }
+
+    /// What the sum of an encrypted copy is made of. Neither names nor the copy's own id are in it: another
+    /// repository may keep the same contents as another copy.
+    #[must_use]
+    pub fn signed(&self, table: &Table) -> Vec<u8> {
+        let Header { snapshot, disk, size, created_at, .. } = self;
+        let contents = table.contents_sum();
+        format!("{snapshot} {disk} {size} {created_at} {contents}").into_bytes()
     }
 
     /// Reads the table of the copy.
@@ -135,6 +174,13 @@ pub fn table_key(id: &CopyId) -> String {
 pub fn parse_key(key: &str) -> Option<(CopyId, SnapshotId)> {
     let (id, snapshot) = key.strip_prefix(COPIES)?.strip_prefix('/')?.split_once('.')?;
     Some((CopyId::from(id), SnapshotId::from(snapshot)))
+}
+
+/// Whether a copy that cannot be read so is left aside where others will do: it was deleted this instant, is
+/// damaged, or is of a newer rowd.
+#[must_use]
+pub fn is_passed_over(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::Unsupported)
 }
 
 /// What should be there and is not is damage.

@@ -12,6 +12,8 @@ mod credentials;
 mod download;
 mod format;
 mod header;
+mod relay;
+mod seal;
 mod store;
 mod table;
 mod upload;
@@ -29,6 +31,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 
 use crate::engine::api::Actor;
+use crate::engine::copies::CopyRecord;
 use crate::engine::jobs::Job;
 use crate::engine::repos::RepoRecord;
 use crate::engine::{Engine, now};
@@ -166,7 +169,10 @@ impl Vault {
     /// # Errors
     /// `NotFound`.
     pub fn repo_remove(&self, by: Actor, name: &str) -> Result<()> {
-        let copy = self.engine.copies().into_iter().find(|copy| copy.repo == name);
+        let uses = |copy: &CopyRecord| {
+            copy.repo == name || copy.from.as_ref().is_some_and(|from| from.repo == name)
+        };
+        let copy = self.engine.copies().into_iter().find(uses);
         let filling = self.engine.fillings().into_iter().find(|filling| filling.repo == name);
         let user = copy.map(|copy| format!("copy {}", copy.id));
         let user = user.or(filling.map(|filling| format!("disk {}", filling.disk)));

@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::units::{BLOCK_SIZE, CopyId};
 
-use super::format::hex;
+use super::format::{hex, sha256_hex};
 
 const MAGIC: &[u8; 8] = b"ROWDTAB1";
 const CHUNK_ROW: usize = 44;
@@ -21,7 +21,7 @@ pub const TABLE_MAX: u64 = 512 << 20;
 pub struct Chunk {
     /// The copy it was sent with.
     pub owner: CopyId,
-    /// SHA-256 of its blocks.
+    /// SHA-256 of its blocks; of an encrypted copy, of its object.
     pub sum: [u8; 32],
     /// Bytes of its blocks.
     pub raw: u32,
@@ -34,6 +34,12 @@ impl Chunk {
     #[must_use]
     pub fn key(&self) -> String {
         format!("chunks/{}/{}", self.owner, hex(&self.sum))
+    }
+
+    fn put(&self, raw: &mut Vec<u8>) {
+        raw.extend_from_slice(&self.sum);
+        raw.extend_from_slice(&self.raw.to_le_bytes());
+        raw.extend_from_slice(&self.stored.to_le_bytes());
     }
 }
 
@@ -53,6 +59,13 @@ impl Piece {
     #[must_use]
     pub fn end(&self) -> u64 {
         self.start + u64::from(self.blocks)
+    }
+
+    fn put(&self, raw: &mut Vec<u8>) {
+        raw.extend_from_slice(&self.start.to_le_bytes());
+        for field in [self.blocks, self.chunk, self.at] {
+            raw.extend_from_slice(&field.to_le_bytes());
+        }
     }
 }
 
@@ -124,6 +137,19 @@ impl Table {
         all
     }
 
+    /// A sum of all that it holds, whoever sent the chunks.
+    #[must_use]
+    pub fn contents_sum(&self) -> String {
+        let rows = self.chunks.len() * CHUNK_ROW + self.pieces.len() * PIECE_ROW;
+        let mut all = Vec::with_capacity(rows + 8);
+        all.extend_from_slice(&(self.chunks.len() as u64).to_le_bytes());
+        for chunk in &self.chunks {
+            chunk.put(&mut all);
+        }
+        self.pieces.iter().for_each(|piece| piece.put(&mut all));
+        sha256_hex(&all)
+    }
+
     /// Bytes of the table before they are compressed.
     #[must_use]
     pub fn encoded_bytes(&self) -> u64 {
@@ -153,16 +179,9 @@ impl Table {
         for chunk in &self.chunks {
             let owner = owners.binary_search(&chunk.owner).unwrap_or_default();
             raw.extend_from_slice(&number(owner)?.to_le_bytes());
-            raw.extend_from_slice(&chunk.sum);
-            raw.extend_from_slice(&chunk.raw.to_le_bytes());
-            raw.extend_from_slice(&chunk.stored.to_le_bytes());
+            chunk.put(&mut raw);
         }
-        for piece in &self.pieces {
-            raw.extend_from_slice(&piece.start.to_le_bytes());
-            for field in [piece.blocks, piece.chunk, piece.at] {
-                raw.extend_from_slice(&field.to_le_bytes());
-            }
-        }
+        self.pieces.iter().for_each(|piece| piece.put(&mut raw));
         if raw.len() as u64 > TABLE_MAX {
             return Err(Error::invalid("the disk is too fragmented to be copied"));
         }

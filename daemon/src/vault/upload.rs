@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::chunk::{CHUNK_BYTES, pack};
-use super::format::{VERSION, hex, seal, sha256_hex};
+use super::format::{SEALED_VERSION, VERSION, hex, seal, sha256_hex};
 use super::header::{self, COPIES, Header, UPLOADS, Upload};
 use super::open_repo;
+use super::seal::{Seal, Sealing};
 use super::store::Store;
 use super::table::{Chunk, Piece, Table};
 use super::work::{Pacer, Work};
@@ -30,7 +31,7 @@ use crate::units::{BLOCK_SIZE, ByteRange, CopyId};
 /// Chunks that are packed or sent at a time.
 pub const PARALLEL: usize = 6;
 /// The mark of an upload is written again so often; others take it for abandoned after days.
-const MARK_EVERY: Duration = Duration::from_secs(3600);
+pub const MARK_EVERY: Duration = Duration::from_secs(3600);
 
 /// How long chunks under way may take once the copy has failed.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
@@ -41,11 +42,13 @@ struct Contents {
     changes: Vec<Change>,
     /// What was sent.
     new: Table,
+    sealing: Sealing,
 }
 
 struct Sender<'a> {
     work: &'a Work,
     store: Store,
+    seal: Seal,
     pacer: Arc<Pacer>,
     id: CopyId,
     /// Keys that are there from an earlier attempt.
@@ -75,9 +78,10 @@ pub(super) fn run(work: &Work, copy: &CopyRecord) -> Result<Header> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    work.wait(mark(work, &store, &copy.id))?;
+    work.wait(mark(work, &store, &copy.id, None))?;
     faults::fail_point("copy.marked");
-    let base = find_base(work, &store, copy)?;
+    let sealing = Sealing::of_snapshot(engine, &copy.snapshot)?;
+    let base = find_base(work, &store, copy, &sealing)?;
     let from = base.as_ref().map(|(header, _)| header.snapshot.clone());
     let changes = engine.changes(from.as_ref(), &copy.snapshot)?;
     let own = format!("chunks/{}", copy.id);
@@ -85,6 +89,7 @@ pub(super) fn run(work: &Work, copy: &CopyRecord) -> Result<Header> {
     let mut sender = Sender {
         work,
         store: store.clone(),
+        seal: sealing.seal.clone(),
         pacer: work.vault.pacer(&repo),
         id: copy.id.clone(),
         there: Arc::new(there),
@@ -95,10 +100,10 @@ pub(super) fn run(work: &Work, copy: &CopyRecord) -> Result<Header> {
     };
     let new = sender.send(&mut Lane::new(&target.disk), &changes, info.size);
     if new.is_err() {
-        sender.drain();
+        drain(work, &copy.id, &mut sender.under_way);
     }
     let new = new?;
-    let header = commit(work, &store, copy, &info, Contents { base, changes, new })?;
+    let header = commit(work, &store, copy, &info, Contents { base, changes, new, sealing })?;
     work.wait(unmark(&store, &copy.id))?;
     Ok(header)
 }
@@ -159,16 +164,16 @@ impl Sender<'_> {
             self.one_done()?;
         }
         if self.marked.elapsed() > MARK_EVERY {
-            self.work.wait(mark(self.work, &self.store, &self.id))?;
+            self.work.wait(mark(self.work, &self.store, &self.id, None))?;
             self.marked = Instant::now();
         }
         let index = self.chunks.len();
         self.chunks.push(None);
         let (store, pacer, id) = (self.store.clone(), Arc::clone(&self.pacer), self.id.clone());
-        let there = Arc::clone(&self.there);
+        let (there, seal) = (Arc::clone(&self.there), self.seal.clone());
         let handle = self.work.vault.handle.clone();
         let send = move || {
-            let (chunk, bytes) = pack(&id, &blocks)?;
+            let (chunk, bytes) = pack(&id, &blocks, &seal)?;
             let key = chunk.key();
             if !there.contains(&key) {
                 handle.block_on(async {
@@ -180,16 +185,6 @@ impl Sender<'_> {
         };
         self.under_way.spawn_blocking_on(send, &self.work.vault.handle);
         Ok(())
-    }
-
-    /// Waits a while for chunks under way: none should arrive after the copy is given up.
-    fn drain(&mut self) {
-        let under_way = &mut self.under_way;
-        let all = async { while under_way.join_next().await.is_some() {} };
-        let limited = async { tokio::time::timeout(DRAIN_LIMIT, all).await };
-        if self.work.vault.handle.block_on(limited).is_err() {
-            tracing::warn!(copy = %self.id, "chunks are still under way");
-        }
     }
 
     /// Waits for one of the chunks under way.
@@ -210,9 +205,23 @@ impl Sender<'_> {
     }
 }
 
+/// Waits a while for chunks under way: none should arrive after the copy is given up.
+pub(super) fn drain<T: 'static>(work: &Work, id: &CopyId, under_way: &mut JoinSet<T>) {
+    let all = async { while under_way.join_next().await.is_some() {} };
+    let limited = async { tokio::time::timeout(DRAIN_LIMIT, all).await };
+    if work.vault.handle.block_on(limited).is_err() {
+        tracing::warn!(copy = %id, "chunks are still under way");
+    }
+}
+
 /// The copy in the repository that has most in common with the snapshot, and its table. One that is damaged
 /// is passed over: a copy must not be built on it.
-fn find_base(work: &Work, store: &Store, copy: &CopyRecord) -> Result<Option<(Header, Table)>> {
+fn find_base(
+    work: &Work,
+    store: &Store,
+    copy: &CopyRecord,
+    sealing: &Sealing,
+) -> Result<Option<(Header, Table)>> {
     let keys = work.wait(store.list(COPIES))?;
     let mut known: Vec<_> = keys.iter().filter_map(|key| header::parse_key(key)).collect();
     loop {
@@ -230,9 +239,11 @@ fn find_base(work: &Work, store: &Store, copy: &CopyRecord) -> Result<Option<(He
             Ok((header, table))
         });
         match found {
-            Ok(found) => return Ok(Some(found)),
-            // Deleted meanwhile, or damaged.
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => {
+            Ok((header, table)) if sealing.fits(&header, &table) => {
+                return Ok(Some((header, table)));
+            }
+            Ok(_) => tracing::warn!(copy = %id, "not used as a base: its key is another one"),
+            Err(e) if header::is_passed_over(&e) => {
                 tracing::warn!(error = %e, copy = %id, "not used as a base");
             }
             Err(error) => return Err(error),
@@ -248,7 +259,7 @@ fn commit(
     info: &SnapshotInfo,
     contents: Contents,
 ) -> Result<Header> {
-    let Contents { base, changes, new } = contents;
+    let Contents { base, changes, new, sealing } = contents;
     let mut ranges: Vec<(u64, u64)> = changes
         .iter()
         .map(|change| (change.offset / BLOCK_SIZE, (change.offset + change.length) / BLOCK_SIZE))
@@ -258,11 +269,11 @@ fn commit(
     let (base, old) = base.map_or((None, Table::default()), |(h, table)| (Some(h.id), table));
     let table = old.with(&ranges, &new);
     let bytes = table.encode()?;
-    let header = Header {
+    let mut header = Header {
         version: VERSION,
         id: copy.id.clone(),
         snapshot: info.id.clone(),
-        snapshot_name: info.name.clone(),
+        snapshot_name: copy.name.clone().unwrap_or_else(|| info.name.clone()),
         disk: info.disk_id.clone(),
         disk_name: info.disk_name.clone().unwrap_or_else(|| info.disk_id.to_string()),
         size: info.size,
@@ -271,7 +282,7 @@ fn commit(
         writer: work.vault.engine.status().uuid,
         consistency: info.consistency,
         description: copy.description.clone(),
-        tags: info.tags.clone(),
+        tags: copy.tags.clone(),
         base,
         table_sum: sha256_hex(&bytes),
         table_stored: bytes.len() as u64,
@@ -280,40 +291,66 @@ fn commit(
         data_bytes: table.pieces.iter().map(|p| u64::from(p.blocks) * BLOCK_SIZE).sum(),
         new_bytes: new.chunks.iter().map(|chunk| u64::from(chunk.raw)).sum(),
         new_stored: new.chunks.iter().map(|chunk| u64::from(chunk.stored)).sum(),
+        source: None,
+        sealed: None,
     };
+    header.sealed = sealing.sign(&header, &table)?;
+    if header.sealed.is_some() {
+        header.version = SEALED_VERSION;
+    }
     let needed: HashSet<String> = new
         .chunks
         .iter()
         .map(|chunk| format!("chunks/{}/{}", chunk.owner, hex(&chunk.sum)))
         .collect();
+    publish(work, store, &header, bytes, &needed)?;
+    Ok(header)
+}
+
+/// Writes a table and then its header, which makes it a copy. `needed` are the chunks of its own.
+pub(super) fn publish(
+    work: &Work,
+    store: &Store,
+    header: &Header,
+    table: Vec<u8>,
+    needed: &HashSet<String>,
+) -> Result<()> {
+    let id = &header.id;
     work.wait(async {
         // An earlier attempt may have packed otherwise.
-        for key in store.list(&format!("chunks/{}", copy.id)).await? {
+        for key in store.list(&format!("chunks/{id}")).await? {
             if !needed.contains(&key) {
                 store.delete(&key).await?;
             }
         }
-        store.put(&header.table_key(), bytes).await?;
+        store.put(&header.table_key(), table).await?;
         faults::fail_point("copy.table");
-        if !store.exists(&format!("{UPLOADS}/{}", copy.id)).await? {
+        if !store.exists(&format!("{UPLOADS}/{id}")).await? {
             return Err(Error::new(
                 ErrorKind::WrongState,
                 "another daemon has taken this upload for abandoned",
             )
-            .hint(format!("begin again: `rowctl copy retry {}`", copy.id)));
+            .hint(format!("begin again: `rowctl copy retry {id}`")));
         }
-        store.put_new(&header.key(), seal(&header)?).await
+        store.put_new(&header.key(), seal(header)?).await
     })?;
     faults::fail_point("copy.committed");
-    Ok(header)
+    Ok(())
 }
 
-async fn mark(work: &Work, store: &Store, id: &CopyId) -> Result<()> {
+/// Marks an upload as under way. `of` is the source of a copy of a copy, in its target.
+pub(super) async fn mark(
+    work: &Work,
+    store: &Store,
+    id: &CopyId,
+    of: Option<&Header>,
+) -> Result<()> {
     let writer = work.vault.engine.status().uuid;
-    let mark = Upload { id: id.clone(), writer, at: now() };
+    let of = of.cloned().map(Box::new);
+    let mark = Upload { id: id.clone(), writer, at: now(), of };
     store.put(&format!("{UPLOADS}/{id}"), seal(&mark)?).await
 }
 
-async fn unmark(store: &Store, id: &CopyId) -> Result<()> {
+pub(super) async fn unmark(store: &Store, id: &CopyId) -> Result<()> {
     store.delete(&format!("{UPLOADS}/{id}")).await
 }

@@ -13,10 +13,13 @@ use super::server::files;
 /// A daemon that is killed at a fail point, with the snapshots `data@one`, copied, and `data@two`.
 fn daemon(point: &str) -> Daemon {
     let faulty = env!("CARGO_BIN_EXE_rowd-faulty");
-    let mut daemon = Setup::default().program(faulty).start();
+    let mut daemon = Setup::default().master_key(&"1".repeat(64)).program(faulty).start();
     std::fs::create_dir(daemon.file("vault")).unwrap();
     daemon.ctl(&["repo", "add", "backup", &url(&daemon)]);
-    daemon.ctl(&["disk", "create", "data", "--size", "64MiB"]);
+    let create = ["disk", "create", "data", "--size", "64MiB", "--encrypted"];
+    // Some are encrypted, some are not.
+    let encrypted = ["copy.sent", "copy.table", "fill.written", "collect.step"].contains(&point);
+    daemon.ctl(&create[..if encrypted { 6 } else { 5 }]);
     write(&daemon, "data", 0, &noise(1, 5 << 20));
     daemon.ctl(&["snapshot", "create", "data", "one"]);
     copied(&daemon, "data@one", "backup");
