@@ -14,7 +14,7 @@ use rowd_proto::EXIT_CODES;
 
 use crate::commands::{
     chain, check, copy, disk, doctor, events, freeze, generate, group, image, instance, job, key,
-    metrics, pool, repo, scrub, snapshot, status, tag, top,
+    metrics, policy, pool, repo, scrub, snapshot, status, tag, top,
 };
 use crate::render::Format;
 
@@ -73,6 +73,9 @@ pub enum Command {
     /// What is frozen now, and the way out
     #[command(subcommand)]
     Freeze(freeze::Verb),
+    /// Snapshots that are made by themselves, and how long they stay
+    #[command(subcommand, visible_alias = "policies")]
+    Policy(policy::Verb),
     /// All snapshots of a disk, which outlive it
     #[command(subcommand)]
     Chain(chain::Verb),

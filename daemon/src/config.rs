@@ -86,6 +86,7 @@ struct RawControl {
 struct RawQuota {
     manual_snapshots: Option<usize>,
     automatic_snapshots: Option<usize>,
+    policies: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -327,6 +328,7 @@ fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {
         map_cache: usize::try_from(map_cache).unwrap_or(usize::MAX),
         quota_manual: raw.quota.manual_snapshots.unwrap_or(256),
         quota_auto: raw.quota.automatic_snapshots.unwrap_or(1000),
+        quota_policies: raw.quota.policies.unwrap_or(100),
         undo_kept: Duration::from_secs(hours * 3600),
         flush_every: Duration::from_millis(flush),
         checkpoint_every: Duration::from_secs(checkpoint),

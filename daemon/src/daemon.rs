@@ -25,6 +25,7 @@ use crate::metrics::{self, Metrics};
 use crate::nbd::activation::{Inherited, InheritedFd, inherited};
 use crate::nbd::listen::{Listener, bind_tcp, bind_unix};
 use crate::nbd::{Resumed, Server};
+use crate::policy::Policies;
 use crate::pool::file::IoMode;
 use crate::vault::Vault;
 use crate::watchdog;
@@ -56,9 +57,11 @@ pub fn run(config: &Config) -> Result<()> {
     let freezer = Freezer::new(config.freeze.clone());
     let vault = Vault::new(&engine)?;
     let metrics = Metrics::new(&engine, &freezer);
-    let services = Services { engine, attach, freezer, vault, metrics };
+    let policies = Policies::new(&engine, &freezer);
+    let services = Services { engine, attach, freezer, vault, metrics, policies };
     let daemon = Daemon { services, server };
     let served = runtime.block_on(daemon.serve(config, inherited));
+    daemon.services.policies.close();
     // Before the connections, so that they stand still for as short as possible.
     runtime.shutdown_timeout(DRAIN_LIMIT);
     daemon.services.vault.close();
@@ -118,6 +121,8 @@ impl Daemon {
         if let Err(error) = self.services.vault.resume() {
             tracing::error!(%error, "not all copies under way go on; the next start tries again");
         }
+        // What is due freezes file systems, which are thawed and can answer from here on.
+        self.services.policies.start()?;
         notify(&[sd_notify::NotifyState::Ready]);
         faults::hold_point("daemon.ready");
         tracing::info!(dir = %config.settings.dir.display(), "ready");

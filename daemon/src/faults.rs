@@ -35,6 +35,15 @@ pub const VAULT_FAIL_POINTS: &[&str] = &[
     "collect.step",
 ];
 
+/// Seconds by which the clocks of this process differ from those of the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClockShift {
+    /// Of the time of day.
+    pub wall: i64,
+    /// Of the clock that nobody sets.
+    pub steady: u64,
+}
+
 /// Every hold point: places where a thread waits for a test, in the order in which a daemon and its freeze meet
 /// them.
 pub const HOLD_POINTS: &[&str] =
@@ -68,6 +77,23 @@ mod enabled {
     static FROM_ENV: Once = Once::new();
     static HOLD: OnceLock<Option<(String, PathBuf)>> = OnceLock::new();
     static POINT: OnceLock<Option<(String, AtomicI64)>> = OnceLock::new();
+
+    /// How far the clocks are moved: `ROWD_CLOCK` names a file with one number, for both of them, or two, for the
+    /// time of day and for the clock that nobody sets.
+    #[must_use]
+    pub fn clock() -> super::ClockShift {
+        static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
+        let file = FILE.get_or_init(|| std::env::var_os("ROWD_CLOCK").map(PathBuf::from));
+        let Some(text) = file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()) else {
+            return super::ClockShift::default();
+        };
+        let mut numbers = text
+            .split_whitespace()
+            .map(|number| number.parse::<i64>().expect("the file of ROWD_CLOCK has numbers"));
+        let wall = numbers.next().unwrap_or(0);
+        let steady = numbers.next().unwrap_or(wall);
+        super::ClockShift { wall, steady: steady.unsigned_abs() }
+    }
 
     /// Removes a guard in this process, by its name in [`super::SEEDED_FAULTS`]; `None` restores all.
     pub fn seed(name: Option<&str>) {
@@ -127,7 +153,7 @@ mod enabled {
 }
 
 #[cfg(feature = "faults")]
-pub use enabled::{fail_point, hold_point, seed, seeded};
+pub use enabled::{clock, fail_point, hold_point, seed, seeded};
 
 /// Whether a guard is removed: never, in a build without faults.
 #[cfg(not(feature = "faults"))]
@@ -135,6 +161,14 @@ pub use enabled::{fail_point, hold_point, seed, seeded};
 #[must_use]
 pub const fn seeded(_name: &str) -> bool {
     false
+}
+
+/// How far the clocks are moved: not at all, in a build without faults.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+#[must_use]
+pub const fn clock() -> ClockShift {
+    ClockShift { wall: 0, steady: 0 }
 }
 
 /// A place where the crash tests may end the process: nothing, in a build without faults.

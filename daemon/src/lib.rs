@@ -23,6 +23,7 @@ pub mod memory;
 pub mod meta;
 pub mod metrics;
 pub mod nbd;
+pub mod policy;
 pub mod pool;
 pub mod units;
 pub mod vault;

@@ -232,6 +232,10 @@ id_type!(
     RepoId, "r-"
 );
 id_type!(
+    /// The id of a policy, `sp-…`.
+    PolicyId, "sp-"
+);
+id_type!(
     /// The id of a copy of a snapshot, `c-…`.
     CopyId, "c-"
 );

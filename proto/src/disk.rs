@@ -30,6 +30,12 @@ pub struct DiskCreate {
     /// so without this; one made from another snapshot cannot be.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,
+    /// The policy that makes snapshots of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// Delete its automatic snapshots with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delete_auto_snapshot: bool,
 }
 
 /// Lists all disks.
@@ -97,6 +103,9 @@ pub struct DiskSet {
     /// The instance whose disk it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
+    /// Whether its automatic snapshots are deleted with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete_auto_snapshot: Option<bool>,
 }
 
 /// Returns a disk to a snapshot of its chain. The state before is kept as an undo snapshot.
@@ -183,6 +192,19 @@ pub struct Disk {
     /// Why there is no key for it: it cannot be used then.
     #[serde(default)]
     pub locked: Option<String>,
+    /// The policy that makes its automatic snapshots, if any.
+    #[serde(default)]
+    pub policy: Option<DiskPolicy>,
+    /// Whether its automatic snapshots are deleted with it.
+    #[serde(default)]
+    pub delete_auto_snapshot: bool,
+}
+
+/// The policy of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskPolicy {
+    pub id: String,
+    pub name: String,
 }
 
 /// The kernel device of a disk.

@@ -21,6 +21,7 @@ mod key;
 mod meter;
 mod method;
 mod params;
+mod policy;
 mod pool;
 mod repo;
 pub mod size;
@@ -34,8 +35,8 @@ pub use copy::{
 };
 pub use disk::{
     Attachment, AttachmentState, Client, Disk, DiskAttach, DiskCreate, DiskDelete, DiskDetach,
-    DiskList, DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow, DiskUndo, Disks,
-    Origin, OriginImage, RolledBack,
+    DiskList, DiskPolicy, DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow,
+    DiskUndo, Disks, Origin, OriginImage, RolledBack,
 };
 pub use error::{EXIT_CODES, ErrorBody, ErrorKind, ExitMeaning, exit};
 pub use event::{Event, EventsFrom, EventsList, EventsPage, EventsSubscribe};
@@ -64,6 +65,12 @@ pub use job::{Job, JobCancel, JobList, JobShow, JobState, Jobs, ScrubStart};
 pub use key::{Key, KeyDisk, KeyRotate, KeyShow, Keys, KeysRotated};
 pub use meter::{MetricsPage, MetricsShow, OperationStats, RequestStats, Stats, StatsShow};
 pub use method::{Access, Call, Method};
+pub use policy::{
+    Policies, Policy, PolicyApply, PolicyCancel, PolicyCatchUp, PolicyCreate, PolicyDelete,
+    PolicyDeleted, PolicyDisk, PolicyHold, PolicyKeep, PolicyList, PolicyPreview, PolicyPreviewed,
+    PolicyPruneReason, PolicyPruned, PolicyResume, PolicyResumed, PolicyRun, PolicySchedule,
+    PolicySet, PolicyShow,
+};
 pub use pool::{PoolResize, PoolShow, PoolStatus, ScrubReport};
 pub use repo::{
     Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoShow, RepoStep, Repos,

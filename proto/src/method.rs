@@ -26,6 +26,10 @@ use crate::{
     CopyRetry, CopyShow, CopyVerify,
 };
 use crate::{MetricsPage, MetricsShow, Stats, StatsShow};
+use crate::{
+    Policies, Policy, PolicyApply, PolicyCancel, PolicyCreate, PolicyDelete, PolicyDeleted,
+    PolicyList, PolicyPreview, PolicyPreviewed, PolicyResume, PolicyResumed, PolicySet, PolicyShow,
+};
 use crate::{Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoShow, Repos};
 
 /// Who may call a method.
@@ -153,6 +157,15 @@ methods! {
     FreezeCheck = "freeze.check", Admin => FreezePreview;
     FreezeShow = "freeze.show", Read => FreezeStatus;
     FreezeThaw = "freeze.thaw", Admin => FreezeStatus;
+    PolicyCreate = "policy.create", Admin => Policy;
+    PolicyList = "policy.list", Read => Policies;
+    PolicyShow = "policy.show", Read => Policy;
+    PolicySet = "policy.set", Admin => Policy;
+    PolicyDelete = "policy.delete", Admin => PolicyDeleted;
+    PolicyApply = "policy.apply", Admin => Disk;
+    PolicyCancel = "policy.cancel", Admin => Disk;
+    PolicyPreview = "policy.preview", Read => PolicyPreviewed;
+    PolicyResume = "policy.resume", Admin => PolicyResumed;
     ChainList = "chain.list", Read => Chains;
     ChainShow = "chain.show", Read => Chain;
     TagsSet = "tag.set", Admin => Tagged;

@@ -154,6 +154,12 @@ pub struct Snapshot {
     /// Whether it is stored as ciphertext, as its disk is.
     #[serde(default)]
     pub encrypted: bool,
+    /// The id of the policy that made it, if one did.
+    #[serde(default)]
+    pub policy_id: Option<String>,
+    /// When it was due, if a policy made it.
+    #[serde(default)]
+    pub scheduled_at: Option<Time>,
 }
 
 /// The reply to `snapshot.delete`.

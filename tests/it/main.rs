@@ -31,6 +31,7 @@ mod large;
 mod memory;
 mod metrics;
 mod model;
+mod policies;
 mod protocol;
 mod rollback;
 mod tidy;

@@ -66,6 +66,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
             "crate::attach",
             "crate::control",
             "crate::freeze",
+            "crate::policy",
             "crate::vault",
             "rowd_proto",
         ],
@@ -73,6 +74,20 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     (
         "daemon/src/vault/",
         &["crate::nbd", "crate::control", "crate::map", "crate::pool", "crate::meta", "rowd_proto"],
+    ),
+    (
+        "daemon/src/policy/",
+        &[
+            "tokio",
+            "crate::nbd",
+            "crate::control",
+            "crate::disk",
+            "crate::map",
+            "crate::pool",
+            "crate::meta",
+            "crate::vault",
+            "rowd_proto",
+        ],
     ),
     (
         "daemon/src/attach/",

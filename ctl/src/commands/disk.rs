@@ -20,6 +20,7 @@ use rowd_proto::size::{self, Size};
 
 use super::args::{About, Consent};
 use super::file::{ExportArgs, FileFormat};
+use super::policy::{self, Protection};
 use super::{Context, clients};
 
 mod copy;
@@ -34,6 +35,7 @@ pub enum Verb {
   rowctl disk create vm1 --from debian-12
   rowctl disk create vm1 --from webserver --with-data
   rowctl disk create data2 --from c-4f2a9k
+  rowctl disk create data3 --size 20GiB --policy nightly
 
 The name of a family of images means its newest image that is not deprecated.
 
@@ -43,8 +45,17 @@ and disks made from them, are encrypted with its key.
 The id of a copy fetches all of it first: rowctl copy list")]
     Create(Create),
     /// List all disks
-    #[command(visible_alias = "ls", after_help = "Example:\n  rowctl disk list -o json")]
-    List,
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:
+  rowctl disk list -o json
+  rowctl disk list --policy none"
+    )]
+    List {
+        /// Only disks with this policy, with any, or with none
+        #[arg(long, value_name = "POLICY|any|none")]
+        policy: Option<String>,
+    },
     /// Show one disk
     #[command(after_help = "Example:\n  rowctl disk show data1")]
     Show {
@@ -82,7 +93,10 @@ The first contents are those of the snapshot the disk was made from, or nothing.
     /// Change properties of a disk
     #[command(after_help = "Examples:
   rowctl disk set data1 --read-only on
-  rowctl disk set data1 --instance web1")]
+  rowctl disk set data1 --instance web1
+  rowctl disk set data1 --delete-auto-snapshot on
+
+Its policy is set with: rowctl policy apply, rowctl policy cancel")]
     Set(Set),
     /// Return a disk to a snapshot; the state before is kept for a while
     #[command(after_help = "Examples:
@@ -149,6 +163,8 @@ pub struct Create {
     /// Store it as ciphertext, with a key of its own
     #[arg(long, conflicts_with = "with_data")]
     encrypted: bool,
+    #[command(flatten)]
+    protection: Protection,
 }
 
 #[derive(Args, Debug)]
@@ -203,6 +219,9 @@ struct Change {
     /// The instance whose disk it is; local is this host
     #[arg(long)]
     instance: Option<String>,
+    /// Delete its automatic snapshots with it
+    #[arg(long, value_name = "ON|OFF")]
+    delete_auto_snapshot: Option<Switch>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -279,7 +298,7 @@ pub struct Import {
 pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     match verb {
         Verb::Create(args) => return create(args, context),
-        Verb::List => list(context)?,
+        Verb::List { policy } => list(policy.as_deref(), context)?,
         Verb::Show { disk } => print(&show(&mut context.client()?, &disk)?, context)?,
         Verb::Delete(args) => delete(&args, context)?,
         Verb::Rename { disk, name } => {
@@ -287,9 +306,12 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
         }
         Verb::Resize(args) => resize(args, context)?,
         Verb::Reinit(args) => reinit(args, context)?,
-        Verb::Set(Set { disk, change: Change { description, read_only, instance } }) => {
-            let read_only = read_only.map(|switch| switch == Switch::On);
-            let request = DiskSet { disk, description, read_only, instance };
+        Verb::Set(Set { disk, change }) => {
+            let Change { description, read_only, instance, delete_auto_snapshot } = change;
+            let on = |switch| switch == Switch::On;
+            let (read_only, delete_auto_snapshot) =
+                (read_only.map(on), delete_auto_snapshot.map(on));
+            let request = DiskSet { disk, description, read_only, instance, delete_auto_snapshot };
             print(&context.client()?.call(&request)?, context)?;
         }
         Verb::Rollback(args) => rollback(args, context)?,
@@ -306,9 +328,10 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
 }
 
 fn create(args: Create, context: &Context) -> Result<Outcome> {
-    let Create { name, size, from, with_data, about, instance, encrypted } = args;
+    let Create { name, size, from, with_data, about, instance, encrypted, protection } = args;
     let (size, (description, tags)) = (size.map(|size| size.0), about.parts());
     if let Some(copy) = from.clone().filter(|from| is_copy(from)) {
+        protection.refuse_for_copy()?;
         let request =
             CopyRestore { copy, repo: None, name, size, description, tags, instance, encrypted };
         return super::copy::restore(&request, context);
@@ -319,7 +342,17 @@ fn create(args: Create, context: &Context) -> Result<Outcome> {
         let disks = client.call(&request)?.disks;
         return print_all(&disks, context).map(|()| Outcome::Done);
     }
-    let request = DiskCreate { name, size, from, description, tags, instance, encrypted };
+    let request = DiskCreate {
+        name,
+        size,
+        from,
+        description,
+        tags,
+        instance,
+        encrypted,
+        policy: protection.policy,
+        delete_auto_snapshot: protection.delete_auto_snapshot,
+    };
     let disk = client.call(&request)?;
     print(&disk, context)?;
     tell_of_data(&disk, &mut client, context)?;
@@ -350,8 +383,11 @@ fn tell_of_data(disk: &Disk, client: &mut Client, context: &Context) -> Result<(
     Ok(())
 }
 
-fn list(context: &Context) -> Result<()> {
-    print_all(&context.client()?.call(&DiskList {})?.disks, context)
+fn list(policy: Option<&str>, context: &Context) -> Result<()> {
+    let mut client = context.client()?;
+    let mut disks = client.call(&DiskList {})?.disks;
+    policy::filter(&mut disks, policy, &mut client)?;
+    print_all(&disks, context)
 }
 
 fn print_all(disks: &[Disk], context: &Context) -> Result<()> {
@@ -472,6 +508,8 @@ fn fields(disk: &Disk, output: &Output) -> String {
     );
     fields.add_some("snapshots", Some(render::count(disk.snapshot_count)));
     fields.add_some("instance", other_instance(disk));
+    fields.add_some("policy", disk.policy.as_ref().map(|policy| policy.name.clone()));
+    fields.add_some("deleted with it", disk.delete_auto_snapshot.then_some("automatic snapshots"));
     fields.add_some("tags", Some(render::tags(&disk.tags)));
     fields.add_some("clients", Some(clients(&disk.clients)));
     fields.add_some("device", disk.attachment.as_ref().map(device));
@@ -528,6 +566,7 @@ fn table(disks: &[Disk], output: &Output) -> String {
         Heading::Right("SNAPSHOTS"),
         Heading::Right("CLIENTS"),
         Heading::Left("INSTANCE"),
+        Heading::Left("POLICY"),
         Heading::Left("CREATED"),
         Heading::Left("NOTE"),
     ]);
@@ -540,6 +579,7 @@ fn table(disks: &[Disk], output: &Output) -> String {
             render::count(disk.snapshot_count),
             render::count(u64::try_from(disk.clients.len()).unwrap_or(u64::MAX)),
             other_instance(disk).unwrap_or_default().into(),
+            disk.policy.as_ref().map_or_else(String::new, |policy| policy.name.clone()).into(),
             output.time(disk.created_at).into(),
             note(disk).into(),
         ]);

@@ -20,6 +20,7 @@ pub mod instance;
 pub mod job;
 pub mod key;
 pub mod metrics;
+pub mod policy;
 pub mod pool;
 pub mod repo;
 pub mod scrub;
@@ -58,6 +59,7 @@ pub fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Image(verb) => image::run(verb, context),
         Command::Instance(verb) => instance::run(verb, context),
         Command::Freeze(verb) => freeze::run(verb, context),
+        Command::Policy(verb) => policy::run(verb, context),
         Command::Chain(verb) => chain::run(verb, context),
         Command::Tag(verb) => tag::run(verb, context),
         Command::Key(verb) => key::run(verb, context),

@@ -73,6 +73,8 @@ pub(super) fn disk(info: DiskInfo) -> proto::Disk {
         attachment: info.attachment.map(attachment),
         encrypted: info.encrypted,
         locked: info.locked,
+        policy: info.policy.map(|(id, name)| proto::DiskPolicy { id: id.to_string(), name }),
+        delete_auto_snapshot: info.delete_auto,
     }
 }
 
@@ -117,6 +119,14 @@ pub(super) fn consistency(level: Consistency) -> proto::Consistency {
     }
 }
 
+pub(super) fn level(level: proto::Consistency) -> Consistency {
+    match level {
+        proto::Consistency::Crash => Consistency::Crash,
+        proto::Consistency::Fs => Consistency::Fs,
+        proto::Consistency::App => Consistency::App,
+    }
+}
+
 pub(super) fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
     let (status, instant_access) = match info.status {
         SnapshotStatus::Accomplished => (proto::SnapshotStatus::Accomplished, true),
@@ -149,6 +159,8 @@ pub(super) fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
         tags: info.tags,
         clients: info.clients.into_iter().map(client).collect(),
         encrypted: info.encrypted,
+        policy_id: info.automatic.as_ref().map(|(policy, _)| policy.to_string()),
+        scheduled_at: info.automatic.map(|(_, slot)| Time::from_unix(slot)),
     }
 }
 

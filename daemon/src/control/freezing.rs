@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rowd_proto as proto;
 use rowd_proto::Moment;
 
-use super::convert::{consistency, snapshot};
+use super::convert::{self, consistency, snapshot};
 use super::groups::{group, spec};
 use super::{Services, resolve};
 use crate::engine::api::{Actor, Consistency, SnapshotSpec};
@@ -96,11 +96,7 @@ fn how(
     level: proto::Consistency,
     freeze: Option<proto::FreezeOptions>,
 ) -> Result<(Consistency, Options)> {
-    let level = match level {
-        proto::Consistency::Crash => Consistency::Crash,
-        proto::Consistency::Fs => Consistency::Fs,
-        proto::Consistency::App => Consistency::App,
-    };
+    let level = convert::level(level);
     if level == Consistency::Crash && freeze.is_some() {
         return Err(Error::invalid("freeze options make sense above the crash level only")
             .hint("ask for --consistency fs or app"));

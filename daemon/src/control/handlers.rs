@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use super::convert::{chain, diff_range, disk, error_body, event, job, pool_status, snapshot};
 use super::instances;
 use super::resolve::{self, Object, Origin};
-use super::{Services, attach, copies, freezing, groups, images, keys, meters, repos};
+use super::{Services, attach, copies, freezing, groups, images, keys, meters, policies, repos};
 
 /// Ranges in a page of a diff unless the client asks for more.
 const DIFF_PAGE_DEFAULT: u32 = 1000;
@@ -62,6 +62,7 @@ impl From<Error> for Failure {
 }
 
 /// Calls a method with parameters as they came.
+#[expect(clippy::too_many_lines, reason = "a table with a line for each method")]
 pub(super) fn call(
     services: &Services,
     by: Actor,
@@ -120,6 +121,15 @@ pub(super) fn call(
         Method::FreezeCheck => ask.serve(freezing::check),
         Method::FreezeShow => ask.serve(freezing::show),
         Method::FreezeThaw => ask.serve(freezing::thaw),
+        Method::PolicyCreate => ask.serve(policies::create),
+        Method::PolicyList => ask.serve(policies::list),
+        Method::PolicyShow => ask.serve(policies::show),
+        Method::PolicySet => ask.serve(policies::set),
+        Method::PolicyDelete => ask.serve(policies::delete),
+        Method::PolicyApply => ask.serve(policies::apply),
+        Method::PolicyCancel => ask.serve(policies::cancel),
+        Method::PolicyPreview => ask.serve(policies::preview),
+        Method::PolicyResume => ask.serve(policies::resume),
         Method::ChainList => ask.reply(chain_list),
         Method::ChainShow => ask.reply(chain_show),
         Method::TagsSet => ask.reply(tags_set),
@@ -188,8 +198,21 @@ fn disk_create(engine: &Arc<Engine>, by: Actor, ask: proto::DiskCreate) -> Resul
         Some(Origin::Image(id)) => (None, Some(id)),
     };
     let instance = ask.instance.map(|name| resolve::instance(engine, &name)).transpose()?;
+    let policy = ask.policy.map(|name| resolve::policy(engine, &name)).transpose()?;
+    let delete_auto = ask.delete_auto_snapshot;
     let proto::DiskCreate { name, size, description, tags, encrypted, .. } = ask;
-    let spec = DiskSpec { name, size, from, image, description, tags, instance, encrypted };
+    let spec = DiskSpec {
+        name,
+        size,
+        from,
+        image,
+        description,
+        tags,
+        instance,
+        encrypted,
+        policy,
+        delete_auto,
+    };
     engine.disk_create(by, spec).map(disk)
 }
 
@@ -213,7 +236,8 @@ fn disk_rename(engine: &Arc<Engine>, by: Actor, ask: proto::DiskRename) -> Resul
 fn disk_set(engine: &Arc<Engine>, by: Actor, ask: proto::DiskSet) -> Result<proto::Disk> {
     let id = resolve::disk(engine, &ask.disk)?;
     let instance = ask.instance.map(|name| resolve::instance(engine, &name)).transpose()?;
-    let change = DiskChange { description: ask.description, read_only: ask.read_only, instance };
+    let proto::DiskSet { description, read_only, delete_auto_snapshot: delete_auto, .. } = ask;
+    let change = DiskChange { description, read_only, instance, delete_auto };
     engine.disk_change(by, &id, change).map(disk)
 }
 

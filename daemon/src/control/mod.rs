@@ -18,6 +18,7 @@ mod instances;
 mod keys;
 mod meters;
 mod peer;
+mod policies;
 mod repos;
 mod resolve;
 #[cfg(test)]
@@ -42,6 +43,7 @@ use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::freeze::Freezer;
 use crate::metrics::Metrics;
+use crate::policy::Policies;
 use crate::vault::Vault;
 
 pub use peer::Access;
@@ -73,6 +75,7 @@ pub struct Services {
     pub freezer: Arc<Freezer>,
     pub vault: Arc<Vault>,
     pub metrics: Arc<Metrics>,
+    pub policies: Arc<Policies>,
 }
 
 /// What the clients of a socket may do.

@@ -7,7 +7,7 @@
 use crate::engine::Engine;
 use crate::engine::api::SnapshotInfo;
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{DiskId, GroupId, ImageId, InstanceId, SnapshotId};
+use crate::units::{DiskId, GroupId, ImageId, InstanceId, PolicyId, SnapshotId};
 
 /// Candidates named in the message about an ambiguous name: enough to see the pattern.
 const CANDIDATES_SHOWN: usize = 4;
@@ -93,6 +93,13 @@ pub(super) fn group(engine: &Engine, name: &str) -> Result<GroupId> {
 pub(super) fn instance(engine: &Engine, name: &str) -> Result<InstanceId> {
     engine.find_instance(name).map_err(|error| {
         advise(error, || closest(name, engine.instances().into_iter().map(|one| one.name)))
+    })
+}
+
+/// The policy of that id, id prefix or name.
+pub(super) fn policy(engine: &Engine, name: &str) -> Result<PolicyId> {
+    engine.find_policy(name).map_err(|error| {
+        advise(error, || closest(name, engine.policies().into_iter().map(|one| one.spec.name)))
     })
 }
 

@@ -4,6 +4,7 @@
 //! Absent: wire formats (`rowd-proto` has those) and behaviour.
 
 mod image;
+pub mod policy;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +12,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::pool::file::IoMode;
-use crate::units::{DiskId, GroupId, ImageId, InstanceId, JobId, SnapshotId};
+use crate::units::{DiskId, GroupId, ImageId, InstanceId, JobId, PolicyId, SnapshotId};
 pub use image::{ImageChange, ImageDeploy, ImageDiskInfo, ImageInfo, ImageSource, ImageSpec};
 
 /// Tags of an object: `key = value`, each key once.
@@ -46,6 +47,10 @@ pub struct DiskSpec {
     pub instance: Option<InstanceId>,
     /// Stored as ciphertext; implied by a snapshot that is.
     pub encrypted: bool,
+    /// The policy that makes its automatic snapshots.
+    pub policy: Option<PolicyId>,
+    /// Its automatic snapshots go with it.
+    pub delete_auto: bool,
 }
 
 /// Changes to a disk; `None` leaves a property as it is.
@@ -55,6 +60,8 @@ pub struct DiskChange {
     /// Refuse writes on the disk's export.
     pub read_only: Option<bool>,
     pub instance: Option<InstanceId>,
+    /// Whether its automatic snapshots go with it.
+    pub delete_auto: Option<bool>,
 }
 
 /// An instance to add.
@@ -232,6 +239,10 @@ pub struct DiskInfo {
     pub snapshot_count: u64,
     /// Whose disk it is.
     pub instance: (InstanceId, String),
+    /// The policy that makes its automatic snapshots.
+    pub policy: Option<(PolicyId, String)>,
+    /// Its automatic snapshots go with it.
+    pub delete_auto: bool,
     pub tags: Tags,
     pub clients: Vec<ClientInfo>,
     pub attachment: Option<AttachmentInfo>,
@@ -288,6 +299,8 @@ pub struct SnapshotInfo {
     pub created_at: u64,
     pub kind: SnapshotKind,
     pub consistency: Consistency,
+    /// The policy that made it, and the instant it was due at.
+    pub automatic: Option<(PolicyId, u64)>,
     pub status: SnapshotStatus,
     /// Bytes that deleting just this snapshot would free.
     pub exclusive_bytes: u64,

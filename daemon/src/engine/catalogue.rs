@@ -8,22 +8,25 @@
 mod copy;
 mod image;
 mod op;
+mod policy;
 mod record;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+use super::api::policy::Hold;
 use super::copies::{CopyRecord, Filling};
 use super::repos::RepoRecord;
 use crate::crypt::master::Wrapped;
 use crate::error::{Error, Result};
-use crate::units::{CopyId, DiskId, GroupId, ImageId, InstanceId, SnapshotId, TreeId};
+use crate::units::{CopyId, DiskId, GroupId, ImageId, InstanceId, PolicyId, SnapshotId, TreeId};
 pub use image::{DataRecord, ImageRecord};
 pub use op::{Entry, Op};
+pub use policy::PolicyRecord;
 pub use record::{
-    Attachment, Cut, DiskRecord, EventRecord, GroupRecord, InstanceRecord, KeyRecord, Kind,
-    MemberRecord, NewDisk, SnapshotRecord, Turn,
+    Applied, Attachment, Cut, DiskRecord, EventRecord, GroupRecord, InstanceRecord, KeyRecord,
+    Kind, MemberRecord, NewDisk, SnapshotRecord, Turn,
 };
 
 /// Events kept; older ones go.
@@ -41,6 +44,8 @@ pub struct Catalogue {
     pub keys: BTreeMap<TreeId, Wrapped>,
     pub copies: BTreeMap<CopyId, CopyRecord>,
     pub fillings: BTreeMap<DiskId, Filling>,
+    pub policies: BTreeMap<PolicyId, PolicyRecord>,
+    pub holds: BTreeMap<String, Hold>,
     pub events: VecDeque<EventRecord>,
     pub next_tree: u32,
     names: HashMap<String, DiskId>,
@@ -69,6 +74,8 @@ impl Catalogue {
                 }
                 "copy" => self.put_copy(decode(&key, &value)?),
                 "filling" => self.put_filling(decode(&key, &value)?),
+                "policy" => self.put_policy(decode(&key, &value)?),
+                "hold" => self.put_hold(decode(&key, &value)?),
                 "event" => self.events.push_back(decode(&key, &value)?),
                 _ => {}
             }
@@ -224,6 +231,8 @@ impl Catalogue {
                 }
                 "copy" => self.copies.get(&CopyId::from(id)).map(encode).transpose()?,
                 "filling" => self.fillings.get(&DiskId::from(id)).map(encode).transpose()?,
+                "policy" => self.policies.get(&PolicyId::from(id)).map(encode).transpose()?,
+                "hold" => self.holds.get(id).map(encode).transpose()?,
                 _ => {
                     let seq: u64 = id.parse().unwrap_or(0);
                     let at = seq.checked_sub(first).and_then(|at| usize::try_from(at).ok());

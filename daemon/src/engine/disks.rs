@@ -69,6 +69,8 @@ impl Engine {
             tags: spec.tags,
             instance,
             attachment: None,
+            policy: spec.policy.map(|id| self.applied(id)).transpose()?,
+            delete_auto: spec.delete_auto,
         };
         let disk = NewDisk { disk, parent, key };
         let op = match source {
@@ -87,6 +89,7 @@ impl Engine {
         let _shape = self.shape.lock();
         let record = self.record(id)?;
         refuse_attached(&record, "deleted")?;
+        self.making.refuse(&record, "deleted")?;
         self.check_undo_unpinned(&record)?;
         let _alone = self.clients.exclude(id, &record.name, force)?;
         // So that the record of the deletion says that all writes of the disk are durable: its blocks are
@@ -121,6 +124,7 @@ impl Engine {
         let _shape = self.shape.lock();
         let mut disk = self.record(id)?;
         self.refuse_filling(id)?;
+        self.making.refuse(&disk, "resized")?;
         check_size(size)?;
         if size < disk.size {
             if !force {
@@ -156,6 +160,7 @@ impl Engine {
             refuse_attached(&disk, "made read-only")?;
         }
         disk.read_only = change.read_only.unwrap_or(disk.read_only);
+        disk.delete_auto = change.delete_auto.unwrap_or(disk.delete_auto);
         if let Some(instance) = change.instance {
             disk.instance = self.owner(&instance)?;
         }
@@ -281,6 +286,7 @@ impl Engine {
         word: &str,
     ) -> Result<Turn> {
         self.refuse_filling(&disk.id)?;
+        self.making.refuse(disk, "rolled back")?;
         let at = now();
         let to = target.map_or("its first contents", |target| &target.name);
         let undo = SnapshotRecord {
@@ -296,6 +302,7 @@ impl Engine {
             node: disk.head,
             tags: Tags::new(),
             consistency: Consistency::Crash,
+            automatic: None,
         };
         Ok(Turn {
             disk: disk.id.clone(),

@@ -28,7 +28,7 @@ const IMAGES_MAX: usize = 1024;
 
 /// A disk that is to be made: a snapshot's contents, or nothing of this size.
 enum Part {
-    Of(SnapshotRecord),
+    Of(Box<SnapshotRecord>),
     Blank(u64),
 }
 
@@ -278,6 +278,8 @@ impl Engine {
                 tags: deploy.tags.clone(),
                 instance: instance.clone(),
                 attachment: None,
+                policy: None,
+                delete_auto: false,
             };
             disks.push(NewDisk { disk, parent, key });
         }
@@ -288,7 +290,7 @@ impl Engine {
     }
 
     fn parts(&self, image: &ImageRecord) -> Result<Vec<Part>> {
-        let of = |id: &SnapshotId| self.snapshot_record(id).map(Part::Of);
+        let of = |id: &SnapshotId| self.snapshot_record(id).map(|one| Part::Of(Box::new(one)));
         let data = image.data.iter().map(|data| match data {
             DataRecord::Snapshot(id) => of(id),
             DataRecord::Blank(size) => Ok(Part::Blank(*size)),

@@ -245,6 +245,10 @@ impl Engine {
             let name = catalogue.images.get(&id).map(|image| image.name.clone());
             (id, name)
         });
+        let policy = record.policy.and_then(|applied| {
+            let policy = catalogue.policies.get(&applied.id)?;
+            Some((applied.id, policy.spec.name.clone()))
+        });
         let sealing = self.sealing(&catalogue, record.tree);
         Ok(DiskInfo {
             encrypted: !matches!(sealing, Sealing::Plain),
@@ -262,6 +266,8 @@ impl Engine {
             mapped_bytes: mapped * BLOCK_SIZE,
             snapshot_count: kept,
             instance: (instance.id, instance.name),
+            policy,
+            delete_auto: record.delete_auto,
             tags: record.tags,
             attachment,
         })
@@ -291,6 +297,7 @@ impl Engine {
             created_at: record.created_at,
             kind: record.kind.into(),
             consistency: record.consistency,
+            automatic: record.automatic.map(|automatic| (automatic.policy, automatic.slot)),
             status: SnapshotStatus::Accomplished,
             exclusive_bytes,
             stored_bytes: stored * BLOCK_SIZE,

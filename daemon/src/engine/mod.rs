@@ -23,8 +23,10 @@ mod info;
 pub mod instances;
 pub mod jobs;
 pub mod keys;
+mod making;
 pub mod meters;
 mod names;
+pub mod policies;
 mod recovery;
 pub mod repos;
 mod scrub;
@@ -78,6 +80,7 @@ pub struct Settings {
     pub map_cache: usize,
     pub quota_manual: usize,
     pub quota_auto: usize,
+    pub quota_policies: usize,
     /// How long the state before a rollback is kept.
     pub undo_kept: Duration,
     /// The longest time that acknowledged writes stay without a flush.
@@ -110,6 +113,7 @@ pub struct Engine {
     /// How the kernel devices are, as far as anybody has told.
     device_states: Mutex<HashMap<DiskId, api::AttachmentState>>,
     jobs: jobs::Jobs,
+    making: making::Makings,
     corrupt: Arc<CorruptBlocks>,
     reclaim_wanted: Signal,
     new_event: (Mutex<()>, Condvar),
@@ -159,7 +163,8 @@ type Head<'a> = RwLockWriteGuard<'a, State>;
 /// Seconds since 1970.
 #[must_use]
 pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    now.saturating_add_signed(faults::clock().wall)
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -316,15 +321,11 @@ impl Engine {
                 self.apply_new_disk(catalogue, disk);
                 catalogue.put_filling(filling);
             }
-            op @ (Op::CopyPut { .. }
-            | Op::CopyRemove { .. }
-            | Op::DiskFilled { .. }
-            | Op::RepoAdd { .. }
-            | Op::RepoRemove { .. }) => catalogue.apply_vault(op)?,
             Op::KeyRotate { keys } => {
                 keys.into_iter().for_each(|key| catalogue.put_key(key.tree, key.wrapped));
             }
             Op::Note { .. } => {}
+            op => catalogue.apply_records(op)?,
         }
         Ok(())
     }

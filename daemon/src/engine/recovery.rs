@@ -110,6 +110,7 @@ impl Engine {
             clients: super::clients::Clients::default(),
             device_states: parking_lot::Mutex::default(),
             jobs: super::jobs::Jobs::default(),
+            making: super::making::Makings::default(),
             corrupt: Arc::new(CorruptBlocks::default()),
             reclaim_wanted: Signal::default(),
             new_event: (Mutex::new(()), Condvar::new()),

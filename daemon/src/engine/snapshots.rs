@@ -38,6 +38,7 @@ impl Engine {
         at: u64,
     ) -> Result<Cut> {
         self.refuse_filling(&disk.id)?;
+        self.making.refuse_during_automatic(disk)?;
         let name = self.new_snapshot_name(&disk.id, spec.name, at)?;
         self.check_quota(&disk.id, &disk.name)?;
         let snapshot = SnapshotRecord {
@@ -53,6 +54,7 @@ impl Engine {
             node: disk.head,
             tags: spec.tags,
             consistency: Consistency::Crash,
+            automatic: None,
         };
         Ok(Cut { snapshot, head })
     }
@@ -127,13 +129,16 @@ impl Engine {
         self.update_snapshot(by, snapshot, "snapshot.tag")
     }
 
-    /// Deletes snapshots whose time is over. Background work.
+    /// Deletes snapshots whose time is over, but for those of policies, which have rules of their own. Background
+    /// work.
     pub(super) fn expire(&self) -> Result<()> {
         let at = now();
         let due: Vec<SnapshotRecord> = {
             let catalogue = self.catalogue.read();
             let due = |s: &&SnapshotRecord| {
-                s.expires_at.is_some_and(|end| end <= at) && catalogue.images_with(&s.id).is_empty()
+                s.kind != Kind::Auto
+                    && s.expires_at.is_some_and(|end| end <= at)
+                    && catalogue.images_with(&s.id).is_empty()
             };
             catalogue.snapshots.values().filter(due).cloned().collect()
         };

@@ -234,13 +234,28 @@ impl Freezer {
         options: &Options,
     ) -> Result<(SnapshotInfo, Report)> {
         engine.snapshot_check(&spec)?;
-        let disks = vec![disk_use(engine, &spec.disk)?];
-        let plan = Plan::new(level, disks, spec.name.clone(), false);
+        let _making = engine.snapshot_begins(std::slice::from_ref(&spec.disk), false)?;
+        let of = (&spec.disk.clone(), spec.name.clone());
+        self.snapshot_around(engine, by, of, (level, options), || engine.snapshot_create(by, spec))
+    }
+
+    /// Freezes a disk around a cut that makes a snapshot of it, whose name is known or not.
+    ///
+    /// # Errors
+    /// As [`Freezer::snapshot_create`].
+    pub fn snapshot_around(
+        &self,
+        engine: &Engine,
+        by: Actor,
+        (disk, name): (&DiskId, Option<String>),
+        (level, options): (Consistency, &Options),
+        cut: impl FnOnce() -> Result<SnapshotInfo>,
+    ) -> Result<(SnapshotInfo, Report)> {
+        let disks = vec![disk_use(engine, disk)?];
+        let plan = Plan::new(level, disks, name, false);
         let operation = self.prepare(plan, options)?;
-        let made = operation.run(
-            || engine.snapshot_create(by, spec),
-            |made| engine.snapshot_delete(by, &made.id, true).map(drop),
-        );
+        let made = operation
+            .run(cut, |made: SnapshotInfo| engine.snapshot_delete(by, &made.id, true).map(drop));
         let Made { made, report, trouble } = made.inspect_err(|e| told_failure(engine, by, e))?;
         self.count(&report);
         let label = engine.snapshot_full_name(&made.id)?;
@@ -262,6 +277,7 @@ impl Freezer {
     ) -> Result<(GroupInfo, Report)> {
         engine.group_check(&spec)?;
         let chosen = engine.group_choice(&spec)?;
+        let _making = engine.snapshot_begins(&chosen, false)?;
         let disks: Vec<DiskUse> =
             chosen.iter().map(|id| disk_use(engine, id)).collect::<Result<_>>()?;
         let plan = Plan::new(level, disks, spec.name.clone(), true);

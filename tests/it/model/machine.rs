@@ -51,6 +51,7 @@ pub fn settings(dir: &std::path::Path) -> Settings {
         map_cache: 64 << 10,
         quota_manual: QUOTA,
         quota_auto: 4,
+        quota_policies: 4,
         undo_kept: Duration::from_secs(86_400),
         flush_every: Duration::from_secs(1),
         checkpoint_every: Duration::from_secs(5),

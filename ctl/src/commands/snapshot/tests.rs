@@ -33,6 +33,8 @@ fn snapshot(name: &str) -> Snapshot {
         tags: Tags::new(),
         clients: Vec::new(),
         encrypted: false,
+        policy_id: None,
+        scheduled_at: None,
     }
 }
 

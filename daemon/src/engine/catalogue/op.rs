@@ -6,13 +6,31 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Cut, DiskRecord, GroupRecord, ImageRecord, InstanceRecord, KeyRecord, NewDisk, SnapshotRecord,
-    Turn,
+    Catalogue, Cut, DiskRecord, GroupRecord, ImageRecord, InstanceRecord, KeyRecord, NewDisk,
+    PolicyRecord, SnapshotRecord, Turn,
 };
 use crate::engine::api::Actor;
+use crate::engine::api::policy::Hold;
 use crate::engine::copies::{CopyRecord, Filling};
 use crate::engine::repos::RepoRecord;
-use crate::units::{CopyId, DiskId, GroupId, ImageId, InstanceId, SnapshotId};
+use crate::error::Result;
+use crate::units::{CopyId, DiskId, GroupId, ImageId, InstanceId, PolicyId, SnapshotId};
+
+impl Catalogue {
+    /// Does what an entry says that changes nothing but records.
+    ///
+    /// # Errors
+    /// It names what does not exist.
+    pub fn apply_records(&mut self, op: Op) -> Result<()> {
+        match op {
+            Op::PolicyPut { .. }
+            | Op::PolicyDelete { .. }
+            | Op::PolicyHold { .. }
+            | Op::PolicyResume { .. } => self.apply_policy(op),
+            op => self.apply_vault(op),
+        }
+    }
+}
 
 /// A change of the catalogue, as the journal keeps it, with who asked for it and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +156,23 @@ pub enum Op {
     RepoRemove {
         name: String,
     },
+    /// A policy is made or changed, or a slot of it is done with.
+    PolicyPut {
+        policy: PolicyRecord,
+        kind: String,
+    },
+    /// The policy goes; these disks have none from now on.
+    PolicyDelete {
+        id: PolicyId,
+        disks: Vec<DiskId>,
+    },
+    /// Something stands still until somebody agrees to it.
+    PolicyHold {
+        hold: Hold,
+    },
+    PolicyResume {
+        object: String,
+    },
     /// The keys of families of disks, wrapped anew.
     KeyRotate {
         keys: Vec<KeyRecord>,
@@ -178,6 +213,10 @@ impl Op {
             Op::DiskFilled { id } => ("disk.filled", id.as_str()),
             Op::RepoAdd { repo } => ("repo.add", repo.name.as_str()),
             Op::RepoRemove { name } => ("repo.remove", name.as_str()),
+            Op::PolicyPut { policy, kind } => (kind, policy.id.as_str()),
+            Op::PolicyDelete { id, .. } => ("policy.delete", id.as_str()),
+            Op::PolicyHold { hold } => ("policy.hold", hold.object.as_str()),
+            Op::PolicyResume { object } => ("policy.resume", object),
             Op::KeyRotate { .. } => ("key.rotate", "pool"),
             Op::Note { kind, object } => (kind, object),
         }

@@ -6,8 +6,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::crypt::master::Wrapped;
+use crate::engine::api::policy::Automatic;
 use crate::engine::api::{Consistency, SnapshotKind, Tags};
-use crate::units::{DiskId, Epoch, GroupId, ImageId, InstanceId, SnapshotId, TreeId};
+use crate::units::{DiskId, Epoch, GroupId, ImageId, InstanceId, PolicyId, SnapshotId, TreeId};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRecord {
@@ -34,6 +35,19 @@ pub struct DiskRecord {
     /// The kernel device it is to have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachment: Option<Attachment>,
+    /// The policy that makes its automatic snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Applied>,
+    /// Its automatic snapshots go with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delete_auto: bool,
+}
+
+/// A policy, and since when a disk has it: slots before are none of its.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    pub id: PolicyId,
+    pub since: u64,
 }
 
 /// The kernel device of a disk.
@@ -66,6 +80,9 @@ pub struct SnapshotRecord {
     /// The level it was made at; `crash` until everything is thawed.
     #[serde(default)]
     pub consistency: Consistency,
+    /// What made it, if that was a policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub automatic: Option<Automatic>,
 }
 
 /// Snapshots of several disks at one instant.

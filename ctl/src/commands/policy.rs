@@ -1,0 +1,527 @@
+//! `rowctl policy`: snapshots that are made by themselves.
+//!
+//! Invariants: what is said of several disks is done for each; one that fails does not stop the others, and makes the
+//! exit code.
+//! Absent: what is due when, which the daemon knows.
+
+use clap::{Args, Subcommand, ValueEnum};
+use rowd_proto::{
+    Consistency, Disk, ErrorBody, Policies, Policy, PolicyApply, PolicyCancel, PolicyCatchUp,
+    PolicyCreate, PolicyDelete, PolicyList, PolicyPreview, PolicyPreviewed, PolicyPruneReason,
+    PolicyResume, PolicySchedule, PolicySet, PolicyShow, Tags,
+};
+
+use crate::client::Client;
+use crate::confirm::confirm;
+use crate::error::{Failure, Outcome, Result};
+use crate::render::{self, Columns, Fields, Heading, Output, Text};
+
+use super::args::Consent;
+use super::{Context, Tag, parse_tag};
+
+mod words;
+
+use words::{Days, Every, Hours, Keep};
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make a policy; `policy apply` gives it to disks
+    #[command(after_help = "Examples:
+  rowctl policy create nightly --at 2 --keep 30d
+  rowctl policy create office --at 8,12,18 --on mon,tue,wed,thu,fri --timezone Europe/Berlin
+  rowctl policy create safe --every 15m --keep last=8,hourly=24,daily=7,weekly=4,monthly=12
+  rowctl policy create db --cron '30 1 * * 1-5' --keep forever --consistency app --tag app=db
+
+Hours are those of the time zone, UTC unless it is named: an hour that a change of clocks leaves out
+is due right after it, one that comes twice is due once. --every counts in real time, from 1970 on.
+
+--keep last=8,daily=7 keeps the last eight, and the newest of each of the last seven days that have
+any. What is kept forever goes when the disk has its full number of automatic snapshots and it is
+the oldest. The newest snapshot of a disk never goes by itself.")]
+    Create(Create),
+    /// Change a policy, for snapshots that are made from now on
+    #[command(after_help = "Examples:
+  rowctl policy set nightly --at 3
+  rowctl policy set nightly --keep 60d --catch-up once")]
+    Set(Set),
+    /// Give disks a policy; a disk has one at most
+    #[command(after_help = "Examples:
+  rowctl policy apply nightly data1 data2
+  rowctl policy apply nightly data1 --replace")]
+    Apply(Apply),
+    /// Take their policy from disks; the snapshots they have stay as long as they would have
+    #[command(after_help = "Example:\n  rowctl policy cancel data1 data2")]
+    Cancel {
+        /// Names or ids
+        #[arg(required = true, value_name = "DISK")]
+        disks: Vec<String>,
+    },
+    /// List policies, and what of them stands still
+    #[command(visible_alias = "ls", after_help = "Example:\n  rowctl policy list")]
+    List,
+    /// Show one policy
+    #[command(after_help = "Example:\n  rowctl policy show nightly")]
+    Show {
+        /// Name or id
+        policy: String,
+    },
+    /// Delete a policy; its disks have none then, and keep their snapshots
+    #[command(visible_alias = "rm", after_help = "Example:\n  rowctl policy delete nightly --yes")]
+    Delete(Delete),
+    /// Show when a policy is due next, and which snapshots would go now
+    #[command(after_help = "Example:\n  rowctl policy preview nightly --runs 10")]
+    Preview {
+        /// Name or id
+        policy: String,
+        /// How many times to tell
+        #[arg(long, value_name = "N", default_value_t = 5)]
+        runs: u32,
+    },
+    /// Agree to what stands still: removals of a disk, or a clock that was set
+    #[command(after_help = "Examples:
+  rowctl policy resume data1        the snapshots that have had their time may go, however many
+  rowctl policy resume              the clock is right
+
+When more than ten and more than half of the automatic snapshots of a disk would go at once, none
+does until somebody agrees. When the clock goes back by more than 5 minutes or ahead by more than
+25 hours, nothing is made or removed until it is right again or somebody says that it is.")]
+    Resume(Resume),
+}
+
+#[derive(Args, Debug)]
+#[group(id = "when", required = true, multiple = false, args = ["at", "cron", "every"])]
+pub struct Create {
+    name: String,
+    #[command(flatten)]
+    schedule: ScheduleArgs,
+    /// How long snapshots stay: 30d, forever, or how many: last=7,hourly=24,daily=7,weekly=4,monthly=12
+    #[arg(long, value_name = "KEEP", default_value = "30d")]
+    keep: Keep,
+    /// How much of what runs on the disk takes part: crash, fs or app
+    #[arg(long, value_name = "LEVEL", default_value = "crash")]
+    consistency: Level,
+    /// After a time in which runs were missed: none, or one run
+    #[arg(long, value_name = "none|once", default_value = "none")]
+    catch_up: CatchUp,
+    #[arg(long, default_value = "", hide_default_value = true)]
+    description: String,
+    /// Given to each snapshot; may be given several times
+    #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
+    tags: Vec<Tag>,
+}
+
+#[derive(Args, Debug)]
+struct ScheduleArgs {
+    /// Full hours, 0 to 23
+    #[arg(long, value_name = "HOURS")]
+    at: Option<Hours>,
+    /// Days of the week for --at; left out: every day
+    #[arg(long, value_name = "DAYS", requires = "at")]
+    on: Option<Days>,
+    /// A cron expression of five fields
+    #[arg(long, value_name = "EXPRESSION", conflicts_with = "at")]
+    cron: Option<String>,
+    /// An interval: 15m, 6h, 1d
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["at", "cron"])]
+    every: Option<Every>,
+    /// Whose hours these are, as in Europe/Berlin [default: UTC]
+    #[arg(long, value_name = "ZONE")]
+    timezone: Option<String>,
+}
+
+impl ScheduleArgs {
+    /// The schedule, if there is one, and the zone.
+    fn parts(self) -> (Option<PolicySchedule>, Option<String>) {
+        let ScheduleArgs { at, on, cron, every, timezone } = self;
+        let schedule = PolicySchedule {
+            at: at.map(|hours| hours.0).unwrap_or_default(),
+            on: on.map(|days| days.0).unwrap_or_default(),
+            cron,
+            every: every.map(|every| every.0),
+        };
+        (Some(schedule).filter(|one| *one != PolicySchedule::default()), timezone)
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Set {
+    /// Name or id
+    policy: String,
+    #[command(flatten)]
+    change: Change,
+}
+
+#[derive(Args, Debug)]
+struct Change {
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    schedule: ScheduleArgs,
+    /// How long snapshots stay: 30d, forever, or how many: last=7,daily=7
+    #[arg(long, value_name = "KEEP")]
+    keep: Option<Keep>,
+    /// How much of what runs on the disk takes part: crash, fs or app
+    #[arg(long, value_name = "LEVEL")]
+    consistency: Option<Level>,
+    /// After a time in which runs were missed: none, or one run
+    #[arg(long, value_name = "none|once")]
+    catch_up: Option<CatchUp>,
+    #[arg(long)]
+    description: Option<String>,
+    /// All tags of the snapshots, in place of those before; may be given several times
+    #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
+    tags: Vec<Tag>,
+    /// Give the snapshots no tags
+    #[arg(long, conflicts_with = "tags")]
+    no_tags: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Apply {
+    /// Name or id
+    policy: String,
+    /// Names or ids
+    #[arg(required = true, value_name = "DISK")]
+    disks: Vec<String>,
+    /// Although a disk has another policy
+    #[arg(long)]
+    replace: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Delete {
+    /// Name or id
+    policy: String,
+    #[command(flatten)]
+    consent: Consent,
+}
+
+#[derive(Args, Debug)]
+pub struct Resume {
+    /// Name or id, of a deleted disk its id; left out: the clock
+    disk: Option<String>,
+    #[command(flatten)]
+    consent: Consent,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Level {
+    Crash,
+    Fs,
+    App,
+}
+
+impl From<Level> for Consistency {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Crash => Consistency::Crash,
+            Level::Fs => Consistency::Fs,
+            Level::App => Consistency::App,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CatchUp {
+    None,
+    Once,
+}
+
+impl From<CatchUp> for PolicyCatchUp {
+    fn from(catch_up: CatchUp) -> Self {
+        match catch_up {
+            CatchUp::None => PolicyCatchUp::None,
+            CatchUp::Once => PolicyCatchUp::Once,
+        }
+    }
+}
+
+/// What makes snapshots of a new disk, and whether they go with it.
+#[derive(Args, Debug)]
+pub struct Protection {
+    /// The policy that makes snapshots of it
+    #[arg(long, conflicts_with = "with_data")]
+    pub policy: Option<String>,
+    /// Delete its automatic snapshots with it
+    #[arg(long, conflicts_with = "with_data")]
+    pub delete_auto_snapshot: bool,
+}
+
+impl Protection {
+    /// Refuses what cannot be said of a disk that is filled first.
+    pub fn refuse_for_copy(&self) -> Result<()> {
+        if self.policy.is_none() && !self.delete_auto_snapshot {
+            return Ok(());
+        }
+        Err(Failure::invalid("a disk made of a copy gets its policy when it is there")
+            .hint("rowctl policy apply and rowctl disk set do it then"))
+    }
+}
+
+/// Leaves the disks with this policy, with any, or with none.
+pub fn filter(disks: &mut Vec<Disk>, policy: Option<&str>, client: &mut Client) -> Result<()> {
+    match policy {
+        None => {}
+        Some("any") => disks.retain(|disk| disk.policy.is_some()),
+        Some("none") => disks.retain(|disk| disk.policy.is_none()),
+        Some(name) => {
+            let id = show(client, name.to_owned())?.id;
+            disks.retain(|disk| disk.policy.as_ref().is_some_and(|policy| policy.id == id));
+        }
+    }
+    Ok(())
+}
+
+pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
+    let mut client = context.client()?;
+    match verb {
+        Verb::Create(args) => create(args, &mut client, context)?,
+        Verb::Set(args) => set(args, &mut client, context)?,
+        Verb::Apply(Apply { policy, disks, replace }) => {
+            let policy = show(&mut client, policy)?.id;
+            each(&disks, context, |disk| {
+                let policy = policy.clone();
+                client.call(&PolicyApply { policy, disk, replace })
+            })?;
+        }
+        Verb::Cancel { disks } => {
+            each(&disks, context, |disk| client.call(&PolicyCancel { disk }))?;
+        }
+        Verb::List => {
+            let found = client.call(&PolicyList {})?;
+            let id = |one: &Policy| one.id.clone();
+            context.output.list(&found.policies, id, |output| table(&found, output))?;
+            for hold in &found.holds {
+                context.output.remark(&hold.why);
+            }
+        }
+        Verb::Show { policy } => print(&show(&mut client, policy)?, context)?,
+        Verb::Delete(args) => delete(args, &mut client, context)?,
+        Verb::Preview { policy, runs } => {
+            let found = client.call(&PolicyPreview { policy, runs: Some(runs) })?;
+            context.output.object(&found, &found.policy.id, |output| preview(&found, output))?;
+        }
+        Verb::Resume(args) => resume(args, &mut client, context)?,
+    }
+    Ok(Outcome::Done)
+}
+
+fn create(args: Create, client: &mut Client, context: &Context) -> Result<()> {
+    let (schedule, timezone) = args.schedule.parts();
+    let request = PolicyCreate {
+        name: args.name,
+        schedule: schedule.unwrap_or_default(),
+        timezone,
+        keep: args.keep.0,
+        tags: args.tags.into_iter().collect(),
+        consistency: args.consistency.into(),
+        catch_up: args.catch_up.into(),
+        description: args.description,
+    };
+    let made = client.call(&request)?;
+    print(&made, context)?;
+    context.output.remark(&format!("give it to disks: rowctl policy apply {} DISK...", made.name));
+    Ok(())
+}
+
+fn set(args: Set, client: &mut Client, context: &Context) -> Result<()> {
+    let Change { name, schedule, keep, consistency, catch_up, description, tags, no_tags } =
+        args.change;
+    let tags: Tags = tags.into_iter().collect();
+    let (schedule, timezone) = schedule.parts();
+    let request = PolicySet {
+        policy: args.policy,
+        name,
+        schedule,
+        timezone,
+        keep: keep.map(|keep| keep.0),
+        tags: (no_tags || !tags.is_empty()).then_some(tags),
+        consistency: consistency.map(Consistency::from),
+        catch_up: catch_up.map(PolicyCatchUp::from),
+        description,
+    };
+    let nothing = PolicySet { policy: request.policy.clone(), ..PolicySet::default() };
+    if request == nothing {
+        return Err(Failure::invalid("nothing is to be changed")
+            .hint("say what: --at, --cron, --every, --timezone, --keep, --tag, --consistency, --catch-up, --name"));
+    }
+    print(&client.call(&request)?, context)
+}
+
+/// Does something to each disk, whatever comes of the others.
+fn each(
+    disks: &[String],
+    context: &Context,
+    mut act: impl FnMut(String) -> Result<Disk>,
+) -> Result<()> {
+    let (mut done, mut failed): (Vec<Disk>, Vec<(&str, Failure)>) = (Vec::new(), Vec::new());
+    for disk in disks {
+        match act(disk.clone()) {
+            Ok(disk) => done.push(disk),
+            Err(failure) => failed.push((disk, failure)),
+        }
+    }
+    let id = |disk: &Disk| disk.id.clone();
+    context.output.list(&done, id, |output| {
+        let mut columns =
+            Columns::new(&[Heading::Left("DISK"), Heading::Left("ID"), Heading::Left("POLICY")]);
+        for disk in &done {
+            let policy = disk.policy.as_ref().map_or("none", |policy| policy.name.as_str());
+            columns.row([disk.name.clone().into(), disk.id.clone().into(), policy.into()]);
+        }
+        columns.render(output)
+    })?;
+    all_or(failed)
+}
+
+/// One failure that tells all of them.
+fn all_or(failed: Vec<(&str, Failure)>) -> Result<()> {
+    let mut all: Option<ErrorBody> = None;
+    for (disk, failure) in failed {
+        let body = match failure {
+            Failure::Told(body) => body,
+            gone @ Failure::ReaderGone => return Err(gone),
+        };
+        match &mut all {
+            None => {
+                let message = format!("{disk}: {}", body.message);
+                all = Some(ErrorBody { message, ..body });
+            }
+            Some(first) => {
+                first.message = format!("{}; {disk}: {}", first.message, body.message);
+            }
+        }
+    }
+    all.map_or(Ok(()), |body| Err(Failure::Told(body)))
+}
+
+fn delete(args: Delete, client: &mut Client, context: &Context) -> Result<()> {
+    let policy = show(client, args.policy)?;
+    let without = match policy.disks.len() {
+        0 => String::new(),
+        _ => format!(", so that {} have no policy", names(&policy)),
+    };
+    confirm(args.consent.yes, &format!("delete policy {}{without}", policy.name))?;
+    let done = client.call(&PolicyDelete { policy: policy.id })?;
+    context.output.object(&done, &done.id, |_| match done.disks.len() {
+        0 => format!("policy {} is deleted", done.name),
+        _ => format!(
+            "policy {} is deleted; no snapshots of {} are made any more, those there are stay as long as they would \
+             have",
+            done.name,
+            done.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ")
+        ),
+    })
+}
+
+fn resume(args: Resume, client: &mut Client, context: &Context) -> Result<()> {
+    let what = match &args.disk {
+        Some(disk) => format!("remove all automatic snapshots of {disk} that have had their time"),
+        None => "go on with policies, the clock being right".to_owned(),
+    };
+    confirm(args.consent.yes, &what)?;
+    let by_disk = args.disk.is_some();
+    let done = client.call(&PolicyResume { disk: args.disk })?;
+    context.output.object(&done, "", |_| match by_disk {
+        true => format!("{} snapshots are removed", done.removed),
+        false => "policies go on".to_owned(),
+    })
+}
+
+/// Asks the daemon about a policy.
+fn show(client: &mut Client, policy: String) -> Result<Policy> {
+    client.call(&PolicyShow { policy })
+}
+
+fn print(policy: &Policy, context: &Context) -> Result<()> {
+    context.output.object(policy, &policy.id, |output| fields(policy, output))
+}
+
+fn names(policy: &Policy) -> String {
+    policy.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+fn fields(policy: &Policy, output: &Output) -> String {
+    let mut fields = Fields::new();
+    fields.add("name", policy.name.clone());
+    fields.add("id", policy.id.clone());
+    fields.add_some("description", Some(policy.description.clone()));
+    fields.add("schedule", words::schedule(&policy.schedule));
+    fields.add("time zone", policy.timezone.clone());
+    fields.add("keep", words::keep(&policy.keep));
+    fields.add("consistency", policy.consistency.name());
+    fields.add_some("catch up", (policy.catch_up == PolicyCatchUp::Once).then_some("once"));
+    fields.add_some("tags", Some(render::tags(&policy.tags)));
+    fields.add_some("disks", Some(names(policy)));
+    fields.add("created", output.full_time(policy.created_at));
+    fields.add_some("next run", policy.next_run_at.map(|at| output.full_time(at)));
+    fields.add_some(
+        "last run",
+        policy.last_run.map(|run| {
+            let at = output.full_time(run.scheduled_at);
+            match run.skipped {
+                0 => Text::from(format!("{at}, {} made", run.made)),
+                skipped => Text::Alarm(format!(
+                    "{at}, {} made, {skipped} left out: see rowctl events",
+                    run.made
+                )),
+            }
+        }),
+    );
+    fields.add_some("last success", policy.last_success_at.map(|at| output.full_time(at)));
+    fields.render(output)
+}
+
+fn table(found: &Policies, output: &Output) -> String {
+    let mut columns = Columns::new(&[
+        Heading::Left("POLICY"),
+        Heading::Left("ID"),
+        Heading::Left("SCHEDULE"),
+        Heading::Left("ZONE"),
+        Heading::Left("KEEP"),
+        Heading::Left("LEVEL"),
+        Heading::Right("DISKS"),
+        Heading::Left("NEXT RUN"),
+        Heading::Left("LAST SUCCESS"),
+    ]);
+    for policy in &found.policies {
+        let level = policy.consistency;
+        columns.row([
+            policy.name.clone().into(),
+            policy.id.clone().into(),
+            words::schedule(&policy.schedule).into(),
+            policy.timezone.clone().into(),
+            words::keep(&policy.keep).into(),
+            if level == Consistency::Crash { "" } else { level.name() }.into(),
+            policy.disks.len().to_string().into(),
+            policy.next_run_at.map_or_else(String::new, |at| output.time(at)).into(),
+            policy.last_success_at.map_or_else(String::new, |at| output.time(at)).into(),
+        ]);
+    }
+    columns.render(output)
+}
+
+fn preview(found: &PolicyPreviewed, output: &Output) -> String {
+    let mut lines = vec![format!("policy {} is due", found.policy.name)];
+    lines.extend(found.runs.iter().map(|at| format!("  {}", output.full_time(*at))));
+    if found.policy.disks.is_empty() {
+        lines
+            .push(format!("but no disk has it: rowctl policy apply {} DISK...", found.policy.name));
+    }
+    if found.pruned.is_empty() {
+        lines.push("no snapshot would go now".to_owned());
+        return lines.join("\n");
+    }
+    let mut columns =
+        Columns::new(&[Heading::Left("WOULD GO NOW"), Heading::Left("ID"), Heading::Left("WHY")]);
+    for one in &found.pruned {
+        let why = match one.reason {
+            PolicyPruneReason::Expired => "its time is over",
+            PolicyPruneReason::Counted => "there are enough newer ones",
+            PolicyPruneReason::Quota => "the oldest beyond the quota",
+        };
+        columns.row([one.name.clone().into(), one.id.clone().into(), why.into()]);
+    }
+    lines.push(columns.render(output));
+    lines.join("\n")
+}

@@ -1,0 +1,227 @@
+//! The methods of policies.
+//!
+//! Invariants: as in `handlers.rs`.
+//! Absent: what the other methods do.
+
+use rowd_proto as proto;
+use rowd_proto::Time;
+
+use super::convert::{consistency, disk, level};
+use super::{Services, resolve};
+use crate::engine::api::Actor;
+use crate::engine::api::policy::{
+    CatchUp, Counts, Hold, Keep, LastRun, PolicyChange, PolicyInfo, PolicySpec, Schedule,
+};
+use crate::error::{Error, Result};
+use crate::policy::retention::Reason;
+use crate::policy::{Policies, Pruned};
+use crate::units::DiskId;
+
+/// Runs that a preview tells unless the client asks for more.
+const RUNS_DEFAULT: u32 = 5;
+
+pub(super) fn create(
+    services: &Services,
+    by: Actor,
+    ask: proto::PolicyCreate,
+) -> Result<proto::Policy> {
+    let spec = PolicySpec {
+        name: ask.name,
+        description: ask.description,
+        schedule: schedule(ask.schedule)?,
+        zone: ask.timezone.unwrap_or_else(|| "UTC".to_owned()),
+        keep: keep(ask.keep),
+        tags: ask.tags,
+        consistency: level(ask.consistency),
+        catch_up: catch_up(ask.catch_up),
+    };
+    services.policies.create(by, spec).map(|made| policy(&services.policies, made))
+}
+
+pub(super) fn list(services: &Services, _: Actor, _: proto::PolicyList) -> Result<proto::Policies> {
+    let all = services.engine.policies().into_iter();
+    let hold = |Hold { object, since, why }| {
+        let since = Time::from_unix(since);
+        proto::PolicyHold { object, since, why }
+    };
+    Ok(proto::Policies {
+        policies: all.map(|one| policy(&services.policies, one)).collect(),
+        holds: services.policies.holds().into_iter().map(hold).collect(),
+    })
+}
+
+pub(super) fn show(services: &Services, _: Actor, ask: proto::PolicyShow) -> Result<proto::Policy> {
+    let id = resolve::policy(&services.engine, &ask.policy)?;
+    services.engine.policy(&id).map(|found| policy(&services.policies, found))
+}
+
+pub(super) fn set(services: &Services, by: Actor, ask: proto::PolicySet) -> Result<proto::Policy> {
+    let id = resolve::policy(&services.engine, &ask.policy)?;
+    let change = PolicyChange {
+        name: ask.name,
+        description: ask.description,
+        schedule: ask.schedule.map(schedule).transpose()?,
+        zone: ask.timezone,
+        keep: ask.keep.map(keep),
+        tags: ask.tags,
+        consistency: ask.consistency.map(level),
+        catch_up: ask.catch_up.map(catch_up),
+    };
+    services.policies.change(by, &id, change).map(|made| policy(&services.policies, made))
+}
+
+pub(super) fn delete(
+    services: &Services,
+    by: Actor,
+    ask: proto::PolicyDelete,
+) -> Result<proto::PolicyDeleted> {
+    let id = resolve::policy(&services.engine, &ask.policy)?;
+    let name = services.engine.policy(&id)?.spec.name;
+    let disks = services.policies.delete(by, &id)?.into_iter().map(policy_disk).collect();
+    Ok(proto::PolicyDeleted { id: id.to_string(), name, disks })
+}
+
+pub(super) fn apply(
+    services: &Services,
+    by: Actor,
+    ask: proto::PolicyApply,
+) -> Result<proto::Disk> {
+    let id = resolve::policy(&services.engine, &ask.policy)?;
+    let of = resolve::disk(&services.engine, &ask.disk)?;
+    services.policies.apply(by, &id, &of, ask.replace).map(disk)
+}
+
+pub(super) fn cancel(
+    services: &Services,
+    by: Actor,
+    ask: proto::PolicyCancel,
+) -> Result<proto::Disk> {
+    let of = resolve::disk(&services.engine, &ask.disk)?;
+    services.engine.policy_cancel(by, &of).map(disk)
+}
+
+pub(super) fn preview(
+    services: &Services,
+    _: Actor,
+    ask: proto::PolicyPreview,
+) -> Result<proto::PolicyPreviewed> {
+    let id = resolve::policy(&services.engine, &ask.policy)?;
+    let runs = usize::try_from(ask.runs.unwrap_or(RUNS_DEFAULT));
+    let runs = runs.map_err(|e| Error::internal(e.to_string()))?;
+    let found = services.policies.preview(&id, runs)?;
+    let pruned = |Pruned { id, name, reason }: Pruned| proto::PolicyPruned {
+        id: id.to_string(),
+        name,
+        reason: match reason {
+            Reason::Expired => proto::PolicyPruneReason::Expired,
+            Reason::Counted => proto::PolicyPruneReason::Counted,
+            Reason::Quota => proto::PolicyPruneReason::Quota,
+        },
+    };
+    Ok(proto::PolicyPreviewed {
+        policy: policy(&services.policies, found.policy),
+        runs: found.runs.into_iter().map(Time::from_unix).collect(),
+        pruned: found.pruned.into_iter().map(pruned).collect(),
+    })
+}
+
+pub(super) fn resume(
+    services: &Services,
+    by: Actor,
+    ask: proto::PolicyResume,
+) -> Result<proto::PolicyResumed> {
+    // A disk that is gone is known by its id.
+    let of = ask.disk.map(|name| resolve::chain(&services.engine, &name)).transpose()?;
+    let removed = services.policies.resume(by, of.as_ref())?;
+    Ok(proto::PolicyResumed { removed })
+}
+
+fn schedule(asked: proto::PolicySchedule) -> Result<Schedule> {
+    let proto::PolicySchedule { at, on, cron, every } = asked;
+    match (at.is_empty(), cron, every) {
+        (false, None, None) => {
+            let days = if on.is_empty() { (1..=7).collect() } else { on.into_iter().collect() };
+            Ok(Schedule::At { hours: at.into_iter().collect(), days })
+        }
+        (true, Some(expression), None) if on.is_empty() => Ok(Schedule::Cron { expression }),
+        (true, None, Some(seconds)) if on.is_empty() => Ok(Schedule::Every { seconds }),
+        (true, None, None) => Err(Error::invalid("a policy needs a schedule")
+            .hint("hours (--at 2,14 --on mon,fri), --cron \"30 2 * * *\", or --every 15m")),
+        _ => Err(Error::invalid("a schedule is one of hours, a cron expression and an interval")
+            .hint("--on goes with --at only")),
+    }
+}
+
+fn keep(asked: proto::PolicyKeep) -> Keep {
+    match asked {
+        proto::PolicyKeep::For { seconds } => Keep::For { seconds },
+        proto::PolicyKeep::Forever => Keep::Forever,
+        proto::PolicyKeep::Counts { last, hourly, daily, weekly, monthly, yearly } => {
+            Keep::Counts(Counts { last, hourly, daily, weekly, monthly, yearly })
+        }
+    }
+}
+
+fn catch_up(asked: proto::PolicyCatchUp) -> CatchUp {
+    match asked {
+        proto::PolicyCatchUp::None => CatchUp::None,
+        proto::PolicyCatchUp::Once => CatchUp::Once,
+    }
+}
+
+fn policy_disk((id, name): (DiskId, String)) -> proto::PolicyDisk {
+    proto::PolicyDisk { id: id.to_string(), name }
+}
+
+fn policy(policies: &Policies, info: PolicyInfo) -> proto::Policy {
+    let next_run_at = policies.next_run(&info).map(Time::from_unix);
+    let PolicySpec { name, description, schedule, zone, keep, tags, consistency: level, catch_up } =
+        info.spec;
+    let run = |LastRun { slot, at, made, skipped }| proto::PolicyRun {
+        scheduled_at: Time::from_unix(slot),
+        ended_at: Time::from_unix(at),
+        made,
+        skipped,
+    };
+    proto::Policy {
+        id: info.id.to_string(),
+        name,
+        description,
+        created_at: Time::from_unix(info.created_at),
+        schedule: told_schedule(schedule),
+        timezone: zone,
+        keep: told_keep(keep),
+        tags,
+        consistency: consistency(level),
+        catch_up: match catch_up {
+            CatchUp::None => proto::PolicyCatchUp::None,
+            CatchUp::Once => proto::PolicyCatchUp::Once,
+        },
+        disks: info.disks.into_iter().map(policy_disk).collect(),
+        next_run_at,
+        last_run: info.last_run.map(run),
+        last_success_at: info.last_success.map(Time::from_unix),
+    }
+}
+
+fn told_schedule(schedule: Schedule) -> proto::PolicySchedule {
+    let none = proto::PolicySchedule::default();
+    match schedule {
+        Schedule::At { hours, days } => {
+            let (at, on) = (hours.into_iter().collect(), days.into_iter().collect());
+            proto::PolicySchedule { at, on, ..none }
+        }
+        Schedule::Cron { expression } => proto::PolicySchedule { cron: Some(expression), ..none },
+        Schedule::Every { seconds } => proto::PolicySchedule { every: Some(seconds), ..none },
+    }
+}
+
+fn told_keep(keep: Keep) -> proto::PolicyKeep {
+    match keep {
+        Keep::For { seconds } => proto::PolicyKeep::For { seconds },
+        Keep::Forever => proto::PolicyKeep::Forever,
+        Keep::Counts(Counts { last, hourly, daily, weekly, monthly, yearly }) => {
+            proto::PolicyKeep::Counts { last, hourly, daily, weekly, monthly, yearly }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Policies as values: when snapshots are made, and how long they stay.
+//!
+//! Invariants: hours are 0 to 23, days 1 (Monday) to 7; an interval and a retention are whole seconds and not
+//! zero; the time zone and the cron expression have been checked by whoever made the value (`policy/`).
+//! Absent: what follows from them (`policy/`).
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Consistency, Tags};
+use crate::units::{DiskId, PolicyId, SnapshotId};
+
+/// When snapshots are made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Schedule {
+    /// At these full hours of these days of the week.
+    At { hours: BTreeSet<u8>, days: BTreeSet<u8> },
+    /// A cron expression of five fields.
+    Cron { expression: String },
+    /// At all multiples of so many seconds since 1970.
+    Every { seconds: u64 },
+}
+
+/// How long a snapshot stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Keep {
+    /// So long.
+    For { seconds: u64 },
+    /// Until the quota of the disk is reached and it is the oldest.
+    Forever,
+    /// As long as it is one of those counted.
+    Counts(Counts),
+}
+
+/// How many snapshots stay: of all, and the newest of each hour, day and so on that has any. One snapshot may
+/// be counted several times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counts {
+    pub last: u32,
+    pub hourly: u32,
+    pub daily: u32,
+    pub weekly: u32,
+    pub monthly: u32,
+    pub yearly: u32,
+}
+
+/// What happens after a time in which runs were missed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CatchUp {
+    /// Nothing: the next run is the next of the schedule.
+    #[default]
+    None,
+    /// One run, however many were missed.
+    Once,
+}
+
+/// Where an automatic snapshot comes from, and the rule it was made under.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Automatic {
+    pub policy: PolicyId,
+    /// The instant it was due at.
+    pub slot: u64,
+    /// What it is kept by, where that is no time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counts: Option<Counts>,
+    /// The time zone whose hours and days are counted.
+    pub zone: String,
+}
+
+/// An automatic snapshot, as far as its end is concerned.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub id: SnapshotId,
+    pub name: String,
+    pub created_at: u64,
+    pub expires_at: Option<u64>,
+    pub automatic: Automatic,
+    /// Why it cannot go now.
+    pub held: Option<String>,
+}
+
+/// The automatic snapshots of a disk.
+#[derive(Clone, Debug)]
+pub struct KeptOfDisk {
+    /// Its name, if it exists.
+    pub name: Option<String>,
+    pub snapshots: Vec<Kept>,
+}
+
+/// An automatic snapshot to make.
+#[derive(Clone, Debug)]
+pub struct AutomaticSpec {
+    pub disk: DiskId,
+    /// Made longer where it is taken.
+    pub name: String,
+    /// What is added to a name that is taken.
+    pub time: String,
+    pub tags: Tags,
+    pub expires_at: Option<u64>,
+    pub automatic: Automatic,
+}
+
+/// Something that stands still until somebody agrees to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// [`CLOCK`], or the id of a disk whose automatic snapshots are not removed.
+    pub object: String,
+    pub since: u64,
+    pub why: String,
+}
+
+/// The object of the hold that stops all policies.
+pub const CLOCK: &str = "clock";
+
+/// What a policy says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicySpec {
+    pub name: String,
+    #[serde(default)]
+    pub description: String,
+    pub schedule: Schedule,
+    pub zone: String,
+    pub keep: Keep,
+    /// Given to each snapshot.
+    #[serde(default)]
+    pub tags: Tags,
+    #[serde(default)]
+    pub consistency: Consistency,
+    #[serde(default)]
+    pub catch_up: CatchUp,
+}
+
+/// Changes to a policy; `None` leaves a property as it is.
+#[derive(Clone, Debug, Default)]
+pub struct PolicyChange {
+    pub name: Option<String>,
+    pub description: Option<String>,
+    pub schedule: Option<Schedule>,
+    pub zone: Option<String>,
+    pub keep: Option<Keep>,
+    pub tags: Option<Tags>,
+    pub consistency: Option<Consistency>,
+    pub catch_up: Option<CatchUp>,
+}
+
+/// What came of the last slot of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastRun {
+    pub slot: u64,
+    pub at: u64,
+    pub made: u64,
+    pub skipped: u64,
+}
+
+/// A policy and what is known of it.
+#[derive(Clone, Debug)]
+pub struct PolicyInfo {
+    pub id: PolicyId,
+    pub created_at: u64,
+    pub spec: PolicySpec,
+    /// Slots up to here are done with.
+    pub handled: u64,
+    /// By name.
+    pub disks: Vec<(DiskId, String)>,
+    pub last_run: Option<LastRun>,
+    /// When a snapshot was last made.
+    pub last_success: Option<u64>,
+}

@@ -1,0 +1,464 @@
+//! The scheduler: a thread that makes what is due and removes what has had its time.
+//!
+//! Invariants: one thread does all of it, so that nothing is made or removed twice; a slot that is left out is told
+//! as an event with the reason; what the clock or a mass of removals makes doubtful stands still until it is right
+//! again or somebody agrees; after a restart it goes on from what the catalogue has.
+//! Absent: what is due, and what has had its time, which are functions (`due.rs`, `retention.rs`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::clock::{Clock, Jump, behind};
+use super::due::{Due, Missed, due};
+use super::retention::{Reason, evict, has_room, prune};
+use super::schedule::Timetable;
+use crate::engine::api::policy::{
+    Automatic, AutomaticSpec, CLOCK, Keep, KeptOfDisk, LastRun, PolicyInfo, Schedule,
+};
+use crate::engine::api::{Actor, Consistency};
+use crate::engine::{Engine, now};
+use crate::error::{Error, ErrorKind, Result};
+use crate::faults;
+use crate::freeze::{Freezer, Options};
+use crate::units::{DiskId, PolicyId};
+
+/// How often the scheduler looks at the clock.
+const TICK: Duration = Duration::from_secs(1);
+/// How often it looks for snapshots that have had their time, in seconds.
+const PRUNE_EVERY: u64 = 60;
+/// How long a disk waits for the freeze of another one to end.
+const FREEZE_WAIT: Duration = Duration::from_secs(60);
+const FREEZE_PAUSE: Duration = Duration::from_millis(200);
+/// Whose clock starts with the host and goes on while it sleeps.
+const STEADY: nix::time::ClockId = nix::time::ClockId::CLOCK_BOOTTIME;
+
+/// Policies at work.
+#[derive(Debug)]
+pub struct Policies {
+    pub(super) engine: Arc<Engine>,
+    freezer: Arc<Freezer>,
+    wake: (Mutex<Wake>, Condvar),
+    /// Held by whoever removes automatic snapshots.
+    pub(super) pruning: Mutex<()>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Wake {
+    /// Something changed: look again.
+    changed: bool,
+    /// Somebody says that the clock is right.
+    trust: bool,
+    closing: bool,
+}
+
+/// What the thread knows between two looks.
+struct State {
+    clock: Clock,
+    /// The hold of the clock is its own: it ends it when the clock is right again.
+    jumped: bool,
+    tables: HashMap<PolicyId, (Schedule, String, Timetable)>,
+    next_look: u64,
+    next_prune: u64,
+    begun: u64,
+}
+
+/// How one slot of a policy went.
+#[derive(Default)]
+struct Tally {
+    made: u64,
+    skipped: u64,
+}
+
+impl Policies {
+    /// Policies that do nothing yet.
+    #[must_use]
+    pub fn new(engine: &Arc<Engine>, freezer: &Arc<Freezer>) -> Arc<Policies> {
+        Arc::new(Policies {
+            engine: Arc::clone(engine),
+            freezer: Arc::clone(freezer),
+            wake: (Mutex::default(), Condvar::new()),
+            pruning: Mutex::new(()),
+            thread: Mutex::new(None),
+        })
+    }
+
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn start(self: &Arc<Self>) -> Result<()> {
+        let own = Arc::clone(self);
+        let thread = std::thread::Builder::new().name("policies".to_owned());
+        let thread =
+            thread.spawn(move || own.run()).map_err(|e| Error::io("start a thread", &e))?;
+        *self.thread.lock() = Some(thread);
+        Ok(())
+    }
+
+    /// Ends the thread; a snapshot that is being made is made.
+    pub fn close(&self) {
+        self.wake.0.lock().closing = true;
+        self.wake.1.notify_all();
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the scheduler of policies panicked");
+        }
+    }
+
+    /// Lets the thread look again: something changed.
+    pub(super) fn look_again(&self) {
+        self.wake.0.lock().changed = true;
+        self.wake.1.notify_all();
+    }
+
+    /// Takes the clock as it is.
+    pub(super) fn trust_clock(&self) {
+        self.wake.0.lock().trust = true;
+        self.look_again();
+    }
+
+    fn run(&self) {
+        let mut state = State::new();
+        loop {
+            let (changed, trust) = {
+                let mut wake = self.wake.0.lock();
+                if !wake.changed && !wake.closing {
+                    self.wake.1.wait_for(&mut wake, TICK);
+                }
+                if wake.closing {
+                    return;
+                }
+                (std::mem::take(&mut wake.changed), std::mem::take(&mut wake.trust))
+            };
+            if trust {
+                state.clock.trust(now(), steady());
+                state.jumped = false;
+                state.next_prune = state.next_prune.max(1);
+            }
+            if changed {
+                state.next_look = 0;
+            }
+            if let Err(error) = self.round(&mut state) {
+                tracing::error!(%error, "policies cannot go on");
+                if error.kind() == ErrorKind::Stopped {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn round(&self, state: &mut State) -> Result<()> {
+        if !self.clock_is_right(state)? {
+            return Ok(());
+        }
+        let at = now();
+        let mut ran = false;
+        if at >= state.next_look {
+            let policies = self.engine.policies();
+            state.tables.retain(|id, _| policies.iter().any(|policy| policy.id == *id));
+            state.next_look = u64::MAX;
+            for policy in policies {
+                ran |= self.look_at(&policy, at, state)?;
+            }
+        }
+        if ran || at >= state.next_prune {
+            state.next_prune = at + PRUNE_EVERY;
+            self.prune_all(at)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the clock can be trusted. If not, everything is held; if it can be again, no longer.
+    fn clock_is_right(&self, state: &mut State) -> Result<bool> {
+        let at = now();
+        let mut jump = state.clock.watch(at, steady());
+        if jump.is_none() && (state.jumped || state.next_prune == 0) {
+            // Once after the start, and until it is over.
+            let all = self.engine.automatics();
+            let newest = all.values().flat_map(|disk| &disk.snapshots).map(|one| one.created_at);
+            jump = behind(at, newest.max());
+        }
+        match jump {
+            Some(Jump { seconds }) => {
+                let way = if seconds < 0 { "back" } else { "ahead" };
+                let why = format!(
+                    "the clock went {way} by {} seconds: nothing is made or removed by policies until it is right \
+                     again, or `rowctl policy resume` says that it is",
+                    seconds.unsigned_abs()
+                );
+                state.jumped = true;
+                self.engine.policy_hold(CLOCK, &why)?;
+                Ok(false)
+            }
+            None if state.jumped => {
+                state.jumped = false;
+                state.next_look = 0;
+                self.engine.policy_resume(Actor::DAEMON, CLOCK)?;
+                Ok(true)
+            }
+            None => Ok(!self.engine.is_held(CLOCK)),
+        }
+    }
+
+    /// Makes what a policy has due; whether anything was.
+    fn look_at(&self, policy: &PolicyInfo, at: u64, state: &mut State) -> Result<bool> {
+        let table = match state.table(policy) {
+            Ok(table) => table,
+            Err(error) => {
+                // The zone has vanished from the host. It may come back.
+                tracing::error!(%error, policy = policy.spec.name, "a policy cannot be run");
+                state.next_look = state.next_look.min(at + PRUNE_EVERY);
+                return Ok(false);
+            }
+        };
+        let Due { run, missed, handled } = due(&table, policy.spec.catch_up, policy.handled, at);
+        if let Some(next) = table.next(handled.max(at)) {
+            state.next_look = state.next_look.min(next);
+        }
+        if handled == policy.handled {
+            return Ok(false);
+        }
+        let disks = self.engine.policy_disks(&policy.id);
+        let concerns = |slot: u64| disks.iter().any(|(_, _, since)| *since < slot);
+        let told = missed.filter(|missed| concerns(missed.last));
+        if let Some(missed) = told {
+            let away = missed.first < state.begun;
+            self.tell_missed(policy, &table, missed, away, run.is_some())?;
+        }
+        let Some(slot) = run.filter(|slot| concerns(*slot)) else {
+            if told.is_some() {
+                self.engine.policy_ran(&policy.id, handled, None)?;
+            }
+            return Ok(false);
+        };
+        let mut tally = Tally::default();
+        for (disk, name, _) in disks.iter().filter(|(_, _, since)| *since < slot) {
+            if self.wake.0.lock().closing {
+                // The next start goes on with this slot.
+                return Ok(true);
+            }
+            self.run_disk(policy, (&table, slot), (disk, name), &mut tally)?;
+        }
+        let Tally { made, skipped } = tally;
+        let run = LastRun { slot, at: now(), made, skipped };
+        self.engine.policy_ran(&policy.id, handled, Some(run))?;
+        Ok(true)
+    }
+
+    fn tell_missed(
+        &self,
+        policy: &PolicyInfo,
+        table: &Timetable,
+        missed: Missed,
+        away: bool,
+        runs: bool,
+    ) -> Result<()> {
+        let why = if away {
+            "rowd was not running"
+        } else {
+            "the host slept, or the run before took too long"
+        };
+        let more = if missed.more { "more than " } else { "" };
+        let time = |at| table.civil(at).strftime("%Y-%m-%d %H:%M").to_string();
+        let times = match missed.count {
+            1 => format!("{} was missed", time(missed.first)),
+            count => format!(
+                "{more}{count} times from {} to {} were missed",
+                time(missed.first),
+                time(missed.last)
+            ),
+        };
+        let then = if runs { "; one run follows" } else { "" };
+        let message = format!(
+            "policy {}: {times} ({}), because {why}{then}",
+            policy.spec.name, policy.spec.zone
+        );
+        self.engine.policy_note("policy.missed", policy.id.as_str(), message)
+    }
+
+    /// Makes the snapshot of one disk, or tells why not.
+    fn run_disk(
+        &self,
+        policy: &PolicyInfo,
+        (table, slot): (&Timetable, u64),
+        (disk, name): (&DiskId, &str),
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let quota = self.engine.settings().quota_auto;
+        let there = self.engine.automatics().remove(disk).map_or(Vec::new(), |all| all.snapshots);
+        let own = |automatic: &Automatic| automatic.policy == policy.id && automatic.slot == slot;
+        if there.iter().any(|one| own(&one.automatic)) {
+            // Made before the daemon was interrupted.
+            tally.made += 1;
+            return Ok(());
+        }
+        let made = match has_room(&there, quota) {
+            true => self.make(policy, table, slot, disk),
+            false => Err(Error::new(
+                ErrorKind::Quota,
+                format!(
+                    "it has {} automatic snapshots, all of them in use; the quota is {quota}",
+                    there.len()
+                ),
+            )),
+        };
+        match made {
+            Ok(()) => {
+                tally.made += 1;
+                let all = self.engine.automatics().remove(disk);
+                self.evict(name, &all.map_or(Vec::new(), |all| all.snapshots))
+            }
+            Err(error) if error.kind() == ErrorKind::Stopped => Err(error),
+            Err(error) => {
+                tally.skipped += 1;
+                let message = format!(
+                    "policy {} left {name} out at {}: {}",
+                    policy.spec.name,
+                    table.civil(slot).strftime("%Y-%m-%d %H:%M"),
+                    error.message()
+                );
+                self.engine.policy_note("policy.skip", disk.as_str(), message)
+            }
+        }
+    }
+
+    fn make(&self, policy: &PolicyInfo, table: &Timetable, slot: u64, disk: &DiskId) -> Result<()> {
+        let _making = self.engine.snapshot_begins(std::slice::from_ref(disk), true)?;
+        let spec = automatic(policy, table, slot, disk);
+        let name = spec.name.clone();
+        let by = Actor::DAEMON;
+        if policy.spec.consistency == Consistency::Crash {
+            return self.engine.automatic_create(by, spec).map(drop);
+        }
+        let deadline = Instant::now() + FREEZE_WAIT;
+        loop {
+            let how = (policy.spec.consistency, &Options::default());
+            let cut = || self.engine.automatic_create(by, spec.clone());
+            let of = (disk, Some(name.clone()));
+            match self.freezer.snapshot_around(&self.engine, by, of, how, cut) {
+                // Another disk is being frozen. One at a time.
+                Err(error) if error.kind() == ErrorKind::InUse && Instant::now() < deadline => {
+                    std::thread::sleep(FREEZE_PAUSE);
+                }
+                made => return made.map(drop),
+            }
+        }
+    }
+
+    /// Removes the oldest automatic snapshots beyond the quota.
+    fn evict(&self, name: &str, all: &[crate::engine::api::policy::Kept]) -> Result<()> {
+        let _pruning = self.pruning.lock();
+        for id in evict(all, self.engine.settings().quota_auto) {
+            tracing::info!(disk = name, %id, "the oldest automatic snapshot goes: quota");
+            self.remove(&id, Reason::Quota)?;
+        }
+        Ok(())
+    }
+
+    fn prune_all(&self, at: u64) -> Result<()> {
+        for (id, disk) in self.engine.automatics() {
+            if !self.engine.is_held(id.as_str()) {
+                self.prune(&id, &disk, at, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes those snapshots of a disk that have had their time; returns how many.
+    pub(super) fn prune(
+        &self,
+        id: &DiskId,
+        disk: &KeptOfDisk,
+        at: u64,
+        agreed: bool,
+    ) -> Result<u64> {
+        let _pruning = self.pruning.lock();
+        let found = prune(at, disk.name.is_some(), &disk.snapshots, agreed);
+        if found.too_many {
+            let name = disk.name.as_deref().unwrap_or(id.as_str());
+            let why = format!(
+                "{} of {} automatic snapshots of {name} would go at once: none does until \
+                 `rowctl policy resume {name}` agrees",
+                found.remove.len(),
+                disk.snapshots.len()
+            );
+            self.engine.policy_hold(id.as_str(), &why)?;
+            return Ok(0);
+        }
+        let mut count = 0;
+        for (snapshot, reason) in found.remove {
+            count += u64::from(self.remove(&snapshot, reason)?);
+        }
+        Ok(count)
+    }
+
+    fn remove(&self, id: &crate::units::SnapshotId, reason: Reason) -> Result<bool> {
+        let (kind, why) = match reason {
+            Reason::Expired => ("snapshot.expire", "expired: its time is over"),
+            Reason::Counted => ("snapshot.expire", "expired: there are enough newer ones"),
+            Reason::Quota => ("snapshot.evict", "removed: it was the oldest beyond the quota"),
+        };
+        self.engine.automatic_remove(id, kind, why)
+    }
+}
+
+impl State {
+    fn new() -> State {
+        State {
+            clock: Clock::new(now(), steady()),
+            jumped: false,
+            tables: HashMap::new(),
+            next_look: 0,
+            next_prune: 0,
+            begun: now(),
+        }
+    }
+
+    /// The timetable of a policy, made anew when it has changed.
+    fn table(&mut self, policy: &PolicyInfo) -> Result<Timetable> {
+        let (schedule, zone) = (&policy.spec.schedule, &policy.spec.zone);
+        if let Some((old, old_zone, table)) = self.tables.get(&policy.id)
+            && (old, old_zone) == (schedule, zone)
+        {
+            return Ok(table.clone());
+        }
+        let table = Timetable::new(schedule, zone)?;
+        self.tables.insert(policy.id.clone(), (schedule.clone(), zone.clone(), table.clone()));
+        Ok(table)
+    }
+}
+
+/// The snapshot that a policy makes of a disk at a slot.
+fn automatic(policy: &PolicyInfo, table: &Timetable, slot: u64, disk: &DiskId) -> AutomaticSpec {
+    let (expires_at, counts) = match &policy.spec.keep {
+        Keep::For { seconds } => (Some(now().saturating_add(*seconds)), None),
+        Keep::Forever => (None, None),
+        Keep::Counts(counts) => (None, Some(*counts)),
+    };
+    let clock = table.civil(slot);
+    AutomaticSpec {
+        disk: disk.clone(),
+        name: format!("auto2.0_{}_{}", clock.strftime("%Y%m%d"), policy.id),
+        time: clock.strftime("%H%M").to_string(),
+        tags: policy.spec.tags.clone(),
+        expires_at,
+        automatic: Automatic {
+            policy: policy.id.clone(),
+            slot,
+            counts,
+            zone: policy.spec.zone.clone(),
+        },
+    }
+}
+
+/// The time of a clock that nobody sets and that does not stand still.
+fn steady() -> Duration {
+    let since = nix::time::clock_gettime(STEADY).map_or(Duration::ZERO, Duration::from);
+    since + Duration::from_secs(faults::clock().steady)
+}

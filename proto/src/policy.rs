@@ -1,0 +1,246 @@
+//! Policies on the wire: when snapshots are made by themselves, and how long they stay.
+//!
+//! Invariants: a `policy` parameter takes an id, a unique prefix of one, or a name; a schedule is exactly one of
+//! hours, a cron expression and an interval.
+//! Absent: what is due when, which the daemon knows.
+
+use serde::{Deserialize, Serialize};
+
+use crate::params::params;
+use crate::{Consistency, Tags, Time};
+
+/// When snapshots are made: exactly one of `at`, `cron` and `every`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicySchedule {
+    /// Full hours, 0 to 23.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub at: Vec<u8>,
+    /// Days of the week for `at`, 1 (Monday) to 7; none: every day.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub on: Vec<u8>,
+    /// A cron expression of five fields.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cron: Option<String>,
+    /// Seconds; due at all multiples of them since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<u64>,
+}
+
+/// How long a snapshot stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum PolicyKeep {
+    /// For so many seconds.
+    For { seconds: u64 },
+    /// Until the quota of the disk is reached and it is the oldest.
+    Forever,
+    /// As long as it is one of the last ones, or the newest of an hour, day and so on that counts.
+    Counts {
+        #[serde(default)]
+        last: u32,
+        #[serde(default)]
+        hourly: u32,
+        #[serde(default)]
+        daily: u32,
+        #[serde(default)]
+        weekly: u32,
+        #[serde(default)]
+        monthly: u32,
+        #[serde(default)]
+        yearly: u32,
+    },
+}
+
+impl Default for PolicyKeep {
+    /// 30 days.
+    fn default() -> Self {
+        PolicyKeep::For { seconds: 30 * 86_400 }
+    }
+}
+
+/// What happens after a time in which runs were missed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PolicyCatchUp {
+    /// Nothing.
+    #[default]
+    None,
+    /// One run, however many were missed.
+    Once,
+}
+
+params! {
+    /// Makes a policy; no disk has it yet.
+    PolicyCreate {
+        name: String,
+        schedule: PolicySchedule,
+        /// A name such as `Europe/Berlin`; left out: `UTC`.
+        timezone?: String,
+        /// Left out: 30 days.
+        keep: PolicyKeep = default,
+        /// Given to each snapshot.
+        tags: Tags = default,
+        consistency: Consistency = default,
+        catch_up: PolicyCatchUp = default,
+        description: String = default,
+    }
+
+    /// Lists all policies, by name.
+    PolicyList {}
+
+    /// Describes one policy.
+    PolicyShow {
+        policy: String,
+    }
+
+    /// Changes a policy, for snapshots made from now on; what is left out stays.
+    PolicySet {
+        policy: String,
+        name?: String,
+        schedule?: PolicySchedule,
+        timezone?: String,
+        keep?: PolicyKeep,
+        /// All of them: those it had before are gone.
+        tags?: Tags,
+        consistency?: Consistency,
+        catch_up?: PolicyCatchUp,
+        description?: String,
+    }
+
+    /// Deletes a policy; its disks have none from now on, and their snapshots stay as long as they would have.
+    PolicyDelete {
+        policy: String,
+    }
+
+    /// Gives a disk a policy.
+    PolicyApply {
+        policy: String,
+        disk: String,
+        /// Although it has another one.
+        replace: bool = default,
+    }
+
+    /// Takes its policy from a disk.
+    PolicyCancel {
+        disk: String,
+    }
+
+    /// Foretells what a policy would do.
+    PolicyPreview {
+        policy: String,
+        /// How many runs, at most 1000; left out: 5.
+        runs?: u32,
+    }
+
+    /// Agrees to what stands still: removals of a disk, or the clock.
+    PolicyResume {
+        /// Left out: the clock is right.
+        disk?: String,
+    }
+}
+
+/// A policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    pub id: String,
+    pub name: String,
+    pub description: String,
+    pub created_at: Time,
+    pub schedule: PolicySchedule,
+    pub timezone: String,
+    pub keep: PolicyKeep,
+    pub tags: Tags,
+    pub consistency: Consistency,
+    pub catch_up: PolicyCatchUp,
+    /// By name.
+    pub disks: Vec<PolicyDisk>,
+    /// When it is due next, whether or not a disk has it.
+    pub next_run_at: Option<Time>,
+    pub last_run: Option<PolicyRun>,
+    /// When it last made a snapshot.
+    pub last_success_at: Option<Time>,
+}
+
+/// A disk that has a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyDisk {
+    pub id: String,
+    pub name: String,
+}
+
+/// What came of the last time a policy was due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRun {
+    /// When it was due.
+    pub scheduled_at: Time,
+    pub ended_at: Time,
+    /// Snapshots made.
+    pub made: u64,
+    /// Disks left out; an event tells why.
+    pub skipped: u64,
+}
+
+/// The reply to `policy.list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policies {
+    pub policies: Vec<Policy>,
+    /// What stands still until somebody agrees to it.
+    pub holds: Vec<PolicyHold>,
+}
+
+/// Something that stands still.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyHold {
+    /// `clock`, or the id of a disk whose automatic snapshots are not removed.
+    pub object: String,
+    pub since: Time,
+    pub why: String,
+}
+
+/// The reply to `policy.delete`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyDeleted {
+    pub id: String,
+    pub name: String,
+    /// Disks that have no policy now.
+    pub disks: Vec<PolicyDisk>,
+}
+
+/// The reply to `policy.preview`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyPreviewed {
+    pub policy: Policy,
+    /// When it is due next.
+    pub runs: Vec<Time>,
+    /// Snapshots that would go now.
+    pub pruned: Vec<PolicyPruned>,
+}
+
+/// A snapshot that would go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyPruned {
+    pub id: String,
+    /// `disk@snapshot`.
+    pub name: String,
+    pub reason: PolicyPruneReason,
+}
+
+/// Why a snapshot goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PolicyPruneReason {
+    /// Its time is over.
+    Expired,
+    /// There are enough newer ones.
+    Counted,
+    /// It is the oldest beyond the quota of its disk.
+    Quota,
+}
+
+/// The reply to `policy.resume`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyResumed {
+    /// Snapshots that went.
+    pub removed: u64,
+}
