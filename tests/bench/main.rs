@@ -24,8 +24,10 @@ use serde_json::{Value, json};
 
 use options::Options;
 
-/// What the curves take at most, with room to spare.
-const SPACE: u64 = 45 << 30;
+/// What all takes that does not grow with `--mapped`, with room to spare: the largest are copies.
+const SPACE: u64 = 21 << 30;
+/// What the larger size of the curves takes of its own, as one and a half.
+const SPACE_OF_MAPPED: (u64, u64) = (3, 2);
 const BEGIN: &str = "<!-- the last run begins -->";
 const END: &str = "<!-- the last run ends -->";
 
@@ -51,12 +53,13 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<ExitCode, String> {
     let free = machine::free_bytes(&options.dir);
-    if free < SPACE && !options.quick {
+    let needed = SPACE + options.mapped * SPACE_OF_MAPPED.0 / SPACE_OF_MAPPED.1;
+    if free < needed && !options.quick {
         return Err(format!(
-            "{} has {} free; a full run needs {}: choose another --dir",
+            "{} has {} free; this run needs {}: choose another --dir, or a smaller --mapped",
             options.dir.display(),
             rowd_proto::size::human(free),
-            rowd_proto::size::human(SPACE)
+            rowd_proto::size::human(needed)
         ));
     }
     guard::watch_signals();

@@ -22,7 +22,7 @@ rowd-bench: rowd against other NBD servers, and the curves nobody publishes
   --disk SIZE       disk of the race [1GiB]
   --mapped SIZE     the larger of the two sizes of the curves; the smaller is a 16th [16GiB]
   --quick           1 round, 1 s, small disks: shows that everything runs, measures nothing
-  --dir DIR         where pools and disk files are made and removed; needs 40 GiB [/var/tmp]
+  --dir DIR         where pools and disk files are made and removed; needs 45 GiB [/var/tmp]
   --rowd FILE       the daemon [beside this program]
   --json FILE       everything that was measured
   --write-results   put the run into tests/bench/RESULTS.md
