@@ -33,6 +33,8 @@ pub const VAULT_FAIL_POINTS: &[&str] = &[
     "fill.written",
     "delete.marked",
     "collect.step",
+    "heal.written",
+    "heal.journaled",
 ];
 
 /// Seconds by which the clocks of this process differ from those of the host.

@@ -53,6 +53,9 @@ pub struct PoolStatus {
     /// Deleted snapshots and disks whose blocks are still being freed.
     pub reclaiming: u64,
     pub corrupt_blocks: u64,
+    /// Damaged blocks that were stored anew since the start, from copies.
+    #[serde(default)]
+    pub healed_blocks: u64,
     pub last_scrub: Option<ScrubReport>,
     /// What the last start needed.
     pub recovery_seconds: f64,

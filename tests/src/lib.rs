@@ -6,6 +6,7 @@
 pub mod client;
 pub mod crash;
 pub mod manager;
+pub mod moto;
 pub mod mount;
 pub mod order;
 pub mod process;

@@ -6,6 +6,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
@@ -24,7 +25,7 @@ pub const BUCKET: &str = "rowd";
 #[derive(Debug)]
 pub struct S3Server {
     pub address: SocketAddr,
-    home: TempDir,
+    home: Arc<TempDir>,
     _runtime: Runtime,
 }
 
@@ -40,6 +41,18 @@ impl S3Server {
     pub fn start_in(dir: &Path) -> S3Server {
         let home = TempDir::with_prefix_in("rowd-s3-", dir).expect("make a directory");
         fs::create_dir(home.path().join(BUCKET)).expect("make the bucket");
+        S3Server::serve(Arc::new(home))
+    }
+
+    /// Another one with the same objects.
+    #[track_caller]
+    #[must_use]
+    pub fn beside(&self) -> S3Server {
+        S3Server::serve(Arc::clone(&self.home))
+    }
+
+    #[track_caller]
+    fn serve(home: Arc<TempDir>) -> S3Server {
         let service = {
             let mut builder = S3ServiceBuilder::new(FileSystem::new(home.path()).expect("a store"));
             builder.set_auth(SimpleAuth::from_single(KEY, SECRET));

@@ -152,6 +152,7 @@ pub mod tests {
             clients: 1,
             reclaiming: 0,
             corrupt_blocks: 0,
+            healed_blocks: 0,
             last_scrub: None,
             recovery_seconds: 0.5,
             recovered_records: 7,
@@ -176,6 +177,7 @@ pub mod tests {
         let pool = PoolStatus {
             stopped: Some("fsync failed".to_owned()),
             corrupt_blocks: 2,
+            healed_blocks: 0,
             last_scrub: Some(report),
             used_bytes: 95 << 30,
             max_bytes: 100 << 30,

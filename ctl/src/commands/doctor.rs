@@ -284,6 +284,7 @@ mod tests {
         let pool = PoolStatus {
             stopped: Some("x".to_owned()),
             corrupt_blocks: 1,
+            healed_blocks: 0,
             used_bytes: 1 << 40,
             journal_used_bytes: 64 << 20,
             ..healthy()

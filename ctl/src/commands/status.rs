@@ -46,6 +46,8 @@ pub fn text(pool: &PoolStatus, output: &Output) -> String {
     fields.add("clients", pool.clients.to_string());
     fields.add_some("reclaiming", Some(render::count(pool.reclaiming)));
     fields.add_some("corrupt", alarm(pool.corrupt_blocks, "blocks"));
+    let healed = Some(pool.healed_blocks).filter(|count| *count > 0);
+    fields.add_some("healed", healed.map(|count| format!("{count} blocks, from copies")));
     fields.add("journal", part_of(pool.journal_used_bytes, pool.journal_bytes));
     fields.add("map cache", part_of(pool.cache_bytes, pool.cache_limit));
     let lag = pool.last_seq.saturating_sub(pool.durable_seq);

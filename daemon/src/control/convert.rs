@@ -229,6 +229,7 @@ pub(super) fn pool_status(status: PoolStatus) -> proto::PoolStatus {
         clients: status.clients,
         reclaiming: status.reclaiming,
         corrupt_blocks: status.corrupt_blocks,
+        healed_blocks: status.healed_blocks,
         last_scrub: status.last_scrub.map(scrub_report),
         recovery_seconds: status.recovery_seconds,
         recovered_records: status.recovered_records,

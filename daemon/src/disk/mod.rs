@@ -20,12 +20,12 @@ use crate::map::leaf::Entry;
 use crate::map::view::{Shared, View};
 use crate::pool::file::IoMode;
 use crate::pool::journal::flush_is_partial;
-use crate::units::{BLOCK_SIZE, BlockRange, ByteRange, Lba, Pbn};
+use crate::units::{BLOCK_SIZE, BlockRange, ByteRange, Lba, Pbn, TreeId};
 
 /// Told of every block that is not what was written.
 pub trait Witness: fmt::Debug + Send + Sync {
-    /// Block `lba` of the export `disk`, stored at `pbn`, fails its checksum.
-    fn corrupt_block(&self, disk: &str, lba: Lba, pbn: Pbn);
+    /// Block `lba` of the export `disk`, of this family, stored at `pbn`, fails its checksum.
+    fn corrupt_block(&self, disk: &str, tree: TreeId, lba: Lba, pbn: Pbn);
 }
 
 /// One exported disk or snapshot, shared by all its connections.
@@ -138,7 +138,7 @@ impl Disk {
     }
 
     pub(crate) fn report_corrupt(&self, lba: Lba, pbn: Pbn) {
-        self.witness.corrupt_block(&self.label, lba, pbn);
+        self.witness.corrupt_block(&self.label, self.view.tree.id, lba, pbn);
     }
 }
 

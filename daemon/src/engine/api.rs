@@ -421,6 +421,8 @@ pub struct PoolStatus {
     /// Deleted snapshots and disks whose blocks are still being freed.
     pub reclaiming: u64,
     pub corrupt_blocks: u64,
+    /// Blocks that were stored anew since the start, from copies.
+    pub healed_blocks: u64,
     pub last_scrub: Option<ScrubReport>,
     /// Seconds the last start needed, and records it replayed.
     pub recovery_seconds: f64,

@@ -119,6 +119,7 @@ impl Engine {
             clients: self.clients.count(),
             reclaiming: self.reclaiming(),
             corrupt_blocks: self.corrupt.count.load(std::sync::atomic::Ordering::Relaxed),
+            healed_blocks: self.healed.load(std::sync::atomic::Ordering::Relaxed),
             last_scrub: self.last_scrub.lock().clone(),
             recovery_seconds: self.recovery.seconds,
             recovered_records: self.recovery.records,

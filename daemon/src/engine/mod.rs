@@ -18,6 +18,7 @@ mod diff;
 mod disks;
 mod exports;
 pub mod groups;
+pub mod heal;
 pub mod images;
 mod info;
 pub mod instances;
@@ -115,6 +116,8 @@ pub struct Engine {
     jobs: jobs::Jobs,
     making: making::Makings,
     corrupt: Arc<CorruptBlocks>,
+    /// Blocks that were stored anew since the start.
+    healed: AtomicU64,
     reclaim_wanted: Signal,
     new_event: (Mutex<()>, Condvar),
     last_scrub: Mutex<Option<ScrubReport>>,
@@ -131,19 +134,21 @@ struct Recovery {
     records: u64,
 }
 
-/// Blocks that failed their checksum since the start, and those not yet told as events.
+/// Blocks that failed their checksum since the start, those not yet told as events, and those to be healed.
 #[derive(Debug, Default)]
 struct CorruptBlocks {
     count: AtomicU64,
     untold: Mutex<Vec<(String, Lba, Pbn)>>,
+    damages: heal::Damages,
 }
 
 /// More corrupt blocks than this wait for their event; the count goes on.
 const UNTOLD_MAX: usize = 1000;
 
 impl Witness for CorruptBlocks {
-    fn corrupt_block(&self, disk: &str, lba: Lba, pbn: Pbn) {
+    fn corrupt_block(&self, disk: &str, tree: TreeId, lba: Lba, pbn: Pbn) {
         self.count.fetch_add(1, Ordering::Relaxed);
+        self.damages.add(heal::Damage { tree, lba, pbn });
         tracing::error!(disk, %lba, %pbn, "a block is not what was written");
         let mut untold = self.untold.lock();
         let found = (disk.to_owned(), lba, pbn);

@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -22,6 +22,7 @@ use super::warm::Touched;
 use super::{CorruptBlocks, Engine, Recovery, Settings, hex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
+use crate::map::heal::{self, Move};
 use crate::map::reclaim::{self, Step};
 use crate::map::record::address;
 use crate::map::view::{Budget, Shared, Signal, View};
@@ -112,6 +113,7 @@ impl Engine {
             jobs: super::jobs::Jobs::default(),
             making: super::making::Makings::default(),
             corrupt: Arc::new(CorruptBlocks::default()),
+            healed: AtomicU64::new(0),
             reclaim_wanted: Signal::default(),
             new_event: (Mutex::new(()), Condvar::new()),
             last_scrub: Mutex::new(None),
@@ -180,6 +182,10 @@ impl Engine {
             Kind::Reclaim => {
                 let step = Step::decode(&record.body)?;
                 reclaim::replay(&self.shared, &self.tree(step.tree), record.seq, &step)
+            }
+            Kind::Move => {
+                let block = Move::decode(&record.body)?;
+                heal::replay(&self.shared, &self.tree(block.tree), record.seq, block)
             }
             Kind::Catalogue => {
                 let entry: Entry = catalogue::decode("in the journal", &record.body)?;

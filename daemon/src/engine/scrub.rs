@@ -2,13 +2,14 @@
 //!
 //! Invariants: each stored block is read once per leaf version that owns it; the rate is bounded; a
 //! block freed while the scrub looks at it is no finding.
-//! Absent: repair. A bad block stays as it is; reads of it give an error.
+//! Absent: repair, which is done beside it where a copy has the block (`vault/heal.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::api::{Actor, JobInfo, JobState, ScrubReport};
+use super::heal::Damage;
 use super::jobs::Job;
 use super::{Engine, now};
 use crate::error::{Error, ErrorKind, Result};
@@ -16,7 +17,7 @@ use crate::map::leaf::Leaf;
 use crate::map::lineage::EpochSet;
 use crate::map::tree::Tree;
 use crate::pool::crc32c;
-use crate::units::{BLOCK_SIZE, Epoch, LeafIndex};
+use crate::units::{BLOCK_SIZE, Epoch, Lba, LeafIndex, Pbn};
 
 /// Findings told one by one; more are only counted.
 const FINDINGS_MAX: usize = 1000;
@@ -155,14 +156,16 @@ impl Scrub<'_> {
             // Freed since the leaf was read: no longer anybody's.
             if damaged && pool.with_allocator(|a| a.is_used(pbn)) {
                 let offset = (LeafIndex(index).first().0 + slot as u64) * BLOCK_SIZE;
-                self.found(tree, node, birth, offset);
+                self.found(tree, node, birth, offset, pbn);
             }
         }
         Ok(())
     }
 
-    fn found(&mut self, tree: &Tree, node: Epoch, birth: Epoch, offset: u64) {
+    fn found(&mut self, tree: &Tree, node: Epoch, birth: Epoch, offset: u64, pbn: Pbn) {
         self.bad_count += 1;
+        let lba = Lba(offset / BLOCK_SIZE);
+        self.engine.corrupt.damages.add(Damage { tree: tree.id, lba, pbn });
         self.engine.corrupt.count.fetch_add(1, Ordering::Relaxed);
         if self.bad.len() >= FINDINGS_MAX {
             return;

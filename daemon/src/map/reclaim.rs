@@ -98,7 +98,7 @@ pub fn run_step(
         // Looked up each time: the child may have been frozen or closed since the last round.
         let head = child.and_then(|child| head_of(tree, child));
         let (own, from) = tree.own_and_cursor(node)?;
-        let moment = head.as_ref().map(|view| view.moment());
+        let (moment, retired) = (head.as_ref().map(|view| view.moment()), tree.retired());
         let leaves = tree.touched_leaves(&shared.meta, &own, from, limit)?;
         let to = leaves.last().filter(|_| leaves.len() == limit).map_or(DONE, |leaf| leaf + 1);
         let step = Step { tree: tree.id, node, child, from, to };
@@ -110,8 +110,9 @@ pub fn run_step(
         if locked.as_ref().is_some_and(|state| Some(state.node) != child || state.is_closed()) {
             continue;
         }
-        // The child took a checkpoint since its leaves were loaded: load them again.
-        if head.as_ref().zip(locked.as_ref()).map(|(view, state)| view.moment_of(state)) != moment {
+        // The child took a checkpoint since its leaves were loaded, or a block was moved: load them again.
+        let now = head.as_ref().zip(locked.as_ref()).map(|(view, state)| view.moment_of(state));
+        if now != moment || tree.retired() != retired {
             continue;
         }
         let seq = shared.pool.append(Kind::Reclaim, &step.encode())?;

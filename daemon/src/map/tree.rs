@@ -206,6 +206,11 @@ impl Tree {
     pub fn retire(&self, written: &[Arc<Frozen>]) {
         let mut frozen = self.frozen.write();
         frozen.retain(|table| !written.iter().any(|gone| Arc::ptr_eq(gone, table)));
+        self.overtake();
+    }
+
+    /// What was looked up so far may be out of date.
+    pub fn overtake(&self) {
         self.retired.fetch_add(1, Ordering::SeqCst);
     }
 

@@ -394,6 +394,27 @@ impl View {
         self.with(|state| state.dirty.get(&index).cloned())
     }
 
+    /// Changes a block where it is in memory: a dirty leaf is changed, a clean one forgotten.
+    pub(super) fn heal(
+        &self,
+        index: LeafIndex,
+        slot: usize,
+        moved: impl Fn(Entry) -> Option<Entry>,
+    ) {
+        let mut state = self.state.write();
+        state.remove_clean(&self.budget, index.0);
+        if let Some(leaf) = state.dirty.get_mut(&index.0)
+            && let Some(entry) = moved(leaf.get(slot))
+        {
+            Arc::make_mut(leaf).set(slot, entry);
+        }
+    }
+
+    /// As [`View::dirty_leaf`], with the node it is of.
+    pub(super) fn dirty_version(&self, index: u64) -> Option<(Epoch, Arc<Leaf>)> {
+        self.with(|state| Some((state.node, state.dirty.get(&index).cloned()?)))
+    }
+
     /// Drops clean leaves until at most `keep` are left.
     pub fn shrink(&self, keep: usize) {
         let mut state = self.state.write();

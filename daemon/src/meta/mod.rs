@@ -152,6 +152,23 @@ impl Meta {
         Ok(None)
     }
 
+    /// All versions of a leaf, the newest first.
+    ///
+    /// # Errors
+    /// The store cannot be read, or a leaf cannot be decoded.
+    pub fn versions(&self, tree: TreeId, leaf: LeafIndex) -> Result<Vec<(Epoch, Leaf)>> {
+        let start = keys::version(tree, leaf, Epoch(u32::MAX));
+        let mut cursor = self.cursor("map", &start, keys::leaf_prefix(tree, leaf).to_vec());
+        let mut found = Vec::new();
+        while let Some((key, value)) = cursor.item() {
+            let (_, _, epoch) = keys::parse_version(key).ok_or_else(bad_key)?;
+            found.push((epoch, Leaf::decode(value)?));
+            cursor.next();
+        }
+        cursor.status().map_err(failed("look all versions of a leaf up"))?;
+        Ok(found)
+    }
+
     /// The leaves of a tree in `from..to` that have a version at all, ascending; at most `limit`.
     ///
     /// # Errors

@@ -52,11 +52,13 @@ pub enum Kind {
     Catalogue = 4,
     /// A bounded step of freeing a deleted node.
     Reclaim = 5,
+    /// One block is at another place.
+    Move = 6,
 }
 
 impl Kind {
     fn from_wire(value: u32) -> Option<Kind> {
-        [Kind::Open, Kind::Mark, Kind::Data, Kind::Catalogue, Kind::Reclaim]
+        [Kind::Open, Kind::Mark, Kind::Data, Kind::Catalogue, Kind::Reclaim, Kind::Move]
             .into_iter()
             .find(|k| *k as u32 == value)
     }

@@ -12,7 +12,7 @@ use super::header::{self, COPIES};
 use super::seal::Seal;
 use super::store::Store;
 use super::work::Work;
-use super::{Vault, collect, download, open_repo, relay, upload};
+use super::{Vault, collect, download, heal, open_repo, relay, upload};
 use crate::engine::api::{Actor, DiskInfo, DiskSpec, JobInfo, Tags};
 use crate::engine::copies::{CopyRecord, Filling, Place, Source};
 use crate::engine::jobs::Job;
@@ -75,7 +75,7 @@ pub struct RestoreSpec {
 }
 
 impl Vault {
-    /// Goes on with what was under way when the daemon ended.
+    /// Goes on with what was under way when the daemon ended, and begins to heal what is found damaged.
     ///
     /// # Errors
     /// A thread cannot be started.
@@ -86,7 +86,7 @@ impl Vault {
         for filling in self.engine.fillings() {
             self.begin_fill(filling)?;
         }
-        Ok(())
+        heal::start(self)
     }
 
     /// Begins to copy a snapshot, or a copy, to a repository.
@@ -463,7 +463,7 @@ fn refuse_unfinished(info: &CopyInfo) -> Result<()> {
     }
 }
 
-async fn keys(store: &Store) -> Result<Vec<(CopyId, SnapshotId)>> {
+pub(super) async fn keys(store: &Store) -> Result<Vec<(CopyId, SnapshotId)>> {
     let keys = store.list(COPIES).await?;
     Ok(keys.iter().filter_map(|key| header::parse_key(key)).collect())
 }

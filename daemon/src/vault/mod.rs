@@ -12,6 +12,7 @@ mod credentials;
 mod download;
 mod format;
 mod header;
+mod heal;
 mod relay;
 mod seal;
 mod store;
