@@ -15,7 +15,6 @@ fn a_disk_in_fstab_is_mounted_at_boot_and_unmounted_before_it_is_detached() {
     vm.sh("
         rowctl disk create data1 --size 256MiB
         rowctl disk attach data1
-        udevadm settle
         mkfs.ext4 -q /dev/disk/by-id/rowd-data1
         rowctl disk detach data1
     ")

@@ -21,7 +21,7 @@ use rowd_proto::size::{self, Size};
 use super::args::{About, Consent};
 use super::file::{ExportArgs, FileFormat};
 use super::policy::{self, Protection};
-use super::{Context, clients};
+use super::{Context, clients, udev};
 
 mod copy;
 
@@ -316,7 +316,9 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
         }
         Verb::Rollback(args) => rollback(args, context)?,
         Verb::Attach(Attach { disk, device, read_only }) => {
-            print(&context.client()?.call(&DiskAttach { disk, device, read_only })?, context)?;
+            let disk = context.client()?.call(&DiskAttach { disk, device, read_only })?;
+            udev::wait_for_names(&disk.name);
+            print(&disk, context)?;
         }
         Verb::Detach(Detach { disk, force }) => {
             print(&context.client()?.call(&DiskDetach { disk, force })?, context)?;

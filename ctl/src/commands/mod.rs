@@ -28,6 +28,7 @@ pub mod snapshot;
 pub mod status;
 pub mod tag;
 pub mod top;
+mod udev;
 mod wait;
 
 use rowd_proto::{Client as Connected, Tags};
