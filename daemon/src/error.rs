@@ -24,6 +24,8 @@ pub enum ErrorKind {
     InUse,
     /// The object is in a state that does not allow this now.
     WrongState,
+    /// An earlier snapshot of the disk is still being copied: wait for it.
+    StillCopying,
     /// A member of a group is in a state that does not allow this: choose others.
     MemberState,
     /// A configured number of objects is reached: delete some, or raise the quota.

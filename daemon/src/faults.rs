@@ -35,6 +35,9 @@ pub const VAULT_FAIL_POINTS: &[&str] = &[
     "collect.step",
     "heal.written",
     "heal.journaled",
+    "life.copied",
+    "life.left",
+    "life.deleted",
 ];
 
 /// Seconds by which the clocks of this process differ from those of the host.

@@ -24,6 +24,8 @@ pub enum ErrorKind {
     InUse,
     /// The object is in a state that does not allow this now.
     WrongState,
+    /// An earlier snapshot of the disk is still being copied.
+    StillCopying,
     /// A member of a group is in a state that does not allow this.
     MemberState,
     /// A configured number of objects is reached.
@@ -77,6 +79,7 @@ impl ErrorKind {
         ErrorKind::Exists,
         ErrorKind::InUse,
         ErrorKind::WrongState,
+        ErrorKind::StillCopying,
         ErrorKind::MemberState,
         ErrorKind::Quota,
         ErrorKind::NoSpace,
@@ -110,6 +113,7 @@ impl ErrorKind {
             ErrorKind::Exists => "exists",
             ErrorKind::InUse => "in_use",
             ErrorKind::WrongState => "wrong_state",
+            ErrorKind::StillCopying => "still_copying",
             ErrorKind::MemberState => "member_state",
             ErrorKind::Quota => "quota",
             ErrorKind::NoSpace => "no_space",
@@ -145,6 +149,7 @@ impl ErrorKind {
             // object.
             ErrorKind::Exists | ErrorKind::InUse => exit::IN_USE,
             ErrorKind::WrongState => exit::WRONG_STATE,
+            ErrorKind::StillCopying => exit::STILL_COPYING,
             ErrorKind::MemberState => exit::MEMBER_STATE,
             ErrorKind::Quota => exit::QUOTA,
             ErrorKind::NoSpace => exit::NO_SPACE,
@@ -226,6 +231,7 @@ pub mod exit {
     pub const THAW_FAILED: u8 = 12;
     pub const QUOTA: u8 = 14;
     pub const WRONG_STATE: u8 = 15;
+    pub const STILL_COPYING: u8 = 16;
     pub const NOT_FOUND: u8 = 20;
     pub const IN_USE: u8 = 21;
     pub const NO_SPACE: u8 = 22;
@@ -260,6 +266,7 @@ pub const EXIT_CODES: &[ExitMeaning] = &[
     ExitMeaning { code: exit::THAW_FAILED, meaning: "thawing the file system failed" },
     ExitMeaning { code: exit::QUOTA, meaning: "quota exceeded" },
     ExitMeaning { code: exit::WRONG_STATE, meaning: "snapshot or disk in a wrong state" },
+    ExitMeaning { code: exit::STILL_COPYING, meaning: "an earlier snapshot is still being copied" },
     ExitMeaning { code: exit::NOT_FOUND, meaning: "not found" },
     ExitMeaning { code: exit::IN_USE, meaning: "in use, or the name is taken" },
     ExitMeaning { code: exit::NO_SPACE, meaning: "no space" },
@@ -287,7 +294,7 @@ mod tests {
         let codes: Vec<u8> = EXIT_CODES.iter().map(|row| row.code).collect();
         assert_eq!(
             codes,
-            [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15, 20, 21, 22, 23, 24, 25, 255]
+            [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15, 16, 20, 21, 22, 23, 24, 25, 255]
         );
         let of = |kind: ErrorKind| kind.exit_code();
         assert_eq!(of(ErrorKind::Invalid), 2);
@@ -305,6 +312,7 @@ mod tests {
         assert_eq!(of(ErrorKind::MemberState), 7);
         assert_eq!(of(ErrorKind::Quota), 14);
         assert_eq!(of(ErrorKind::WrongState), 15);
+        assert_eq!(of(ErrorKind::StillCopying), 16);
         assert_eq!(of(ErrorKind::NotFound), 20);
         assert_eq!(of(ErrorKind::Exists), 21);
         assert_eq!(of(ErrorKind::InUse), 21);

@@ -23,6 +23,7 @@ mod method;
 mod params;
 mod policy;
 mod pool;
+mod presence;
 mod repo;
 pub mod size;
 mod snapshot;
@@ -72,8 +73,9 @@ pub use policy::{
     PolicySet, PolicyShow,
 };
 pub use pool::{PoolResize, PoolShow, PoolStatus, ScrubReport};
+pub use presence::{InstantAccess, Place};
 pub use repo::{
-    Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoShow, RepoStep, Repos,
+    Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoSet, RepoShow, RepoStep, Repos,
 };
 pub use snapshot::{
     Chain, ChainList, ChainShow, Chains, Consistency, DIFF_PAGE_MAX, DiffPage, DiffRange, Snapshot,

@@ -30,7 +30,9 @@ use crate::{
     Policies, Policy, PolicyApply, PolicyCancel, PolicyCreate, PolicyDelete, PolicyDeleted,
     PolicyList, PolicyPreview, PolicyPreviewed, PolicyResume, PolicyResumed, PolicySet, PolicyShow,
 };
-use crate::{Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoShow, Repos};
+use crate::{
+    Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoSet, RepoShow, Repos,
+};
 
 /// Who may call a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +147,7 @@ methods! {
     RepoAdd = "repo.add", Admin => Repo;
     RepoList = "repo.list", Read => Repos;
     RepoShow = "repo.show", Read => Repo;
+    RepoSet = "repo.set", Admin => Repo;
     RepoRemove = "repo.remove", Admin => Done;
     RepoCheck = "repo.check", Admin => RepoChecked;
     CopyCreate = "copy.create", Admin => Copy;

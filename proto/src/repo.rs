@@ -31,6 +31,18 @@ pub struct RepoAdd {
     /// Take what is there only, and make no new repository.
     #[serde(default)]
     pub existing: bool,
+    /// Copy snapshots there unless somebody says otherwise.
+    #[serde(default)]
+    pub default: bool,
+}
+
+/// Changes what a repository is used for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepoSet {
+    pub repo: String,
+    /// Whether snapshots are copied there unless somebody says otherwise; of several the last one counts.
+    pub default: bool,
 }
 
 /// Lists repositories by name, without asking them anything.
@@ -78,6 +90,9 @@ pub struct Repo {
     pub credentials: String,
     pub allow_http: bool,
     pub bandwidth: u64,
+    /// Snapshots are copied there unless somebody says otherwise.
+    #[serde(default)]
+    pub default: bool,
     pub added_at: Time,
 }
 

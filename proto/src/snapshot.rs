@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::params::params;
-use crate::{Client, FreezeOptions, Tags, Time};
+use crate::{Client, FreezeOptions, InstantAccess, Place, Tags, Time};
 
 /// The most ranges one `snapshot.diff` reply holds: 10 000 of them are about 600 KiB of JSON.
 pub const DIFF_PAGE_MAX: u32 = 10_000;
@@ -51,11 +51,11 @@ pub enum SnapshotKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SnapshotStatus {
-    /// Being made.
+    /// Being copied to its repository.
     Progressing,
-    /// Complete and usable.
+    /// Complete.
     Accomplished,
-    /// Could not be made.
+    /// Could not be copied to its repository.
     Failed,
     /// Deleted; its blocks are being freed in the background.
     Deleting,
@@ -72,6 +72,12 @@ params! {
         freeze?: FreezeOptions,
         description: String = default,
         tags: Tags = default,
+        /// Keep it in this repository; left out: in the default repository, if there is one.
+        repo?: String,
+        /// Keep it in the pool only, whatever the default is.
+        local: bool = default,
+        /// Only for one that is kept in a repository; others can always be used.
+        instant_access: InstantAccess = default,
     }
 
     /// Lists snapshots, oldest first.
@@ -97,6 +103,8 @@ params! {
         snapshot: String,
         name?: String,
         description?: String,
+        /// Begins or changes instant access, or ends it, which needs a complete copy.
+        instant_access?: InstantAccess,
     }
 
     /// The ranges that differ between two snapshots, one page at a time.
@@ -132,10 +140,28 @@ pub struct Snapshot {
     pub kind: SnapshotKind,
     pub consistency: Consistency,
     pub status: SnapshotStatus,
-    /// Per cent.
+    /// Per cent; 100 only when it is accomplished.
     pub progress: u8,
-    /// Its blocks are in the pool: usable at once.
+    /// Seconds left while it is progressing, as far as can be told.
+    #[serde(default)]
+    pub remaining_s: Option<u64>,
+    /// Why it failed; `copy.retry` of its copy goes on.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// It can be used at once, from the pool.
     pub instant_access: bool,
+    /// When that ends; never before its copy is complete.
+    #[serde(default)]
+    pub instant_access_until: Option<Time>,
+    /// Where all of it is.
+    #[serde(default)]
+    pub presence: Vec<Place>,
+    /// The repository it is in, or is being copied to.
+    #[serde(default)]
+    pub repo: Option<String>,
+    /// The copy that it is there.
+    #[serde(default)]
+    pub copy: Option<String>,
     /// Bytes that deleting just this snapshot would free.
     pub exclusive_bytes: u64,
     /// Bytes it adds to its chain.

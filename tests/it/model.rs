@@ -5,6 +5,7 @@
 //! Absent: real clients and real crashes; this is the engine alone, in this process.
 
 mod compare;
+mod copies;
 mod data;
 mod groups;
 mod images;

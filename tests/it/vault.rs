@@ -7,6 +7,7 @@ mod deletes;
 mod encrypted;
 mod endings;
 mod heal;
+mod life;
 mod relay;
 mod repos;
 mod server;

@@ -21,6 +21,7 @@ use rowd_proto::size::{self, Size};
 use super::args::{About, Consent};
 use super::file::{ExportArgs, FileFormat};
 use super::policy::{self, Protection};
+use super::snapshot::copy_meant;
 use super::{Context, clients, udev};
 
 mod copy;
@@ -339,6 +340,13 @@ fn create(args: Create, context: &Context) -> Result<Outcome> {
         return super::copy::restore(&request, context);
     }
     let mut client = context.client()?;
+    if let Some((copy, repo)) =
+        from.as_deref().map_or(Ok(None), |it| copy_meant(&mut client, it))?
+    {
+        let request =
+            CopyRestore { copy, repo, name, size, description, tags, instance, encrypted };
+        return super::copy::restore(&request, context);
+    }
     if let Some(image) = from.clone().filter(|_| with_data) {
         let request = ImageDeploy { image, name, description, tags, instance };
         let disks = client.call(&request)?.disks;

@@ -5,7 +5,7 @@
 
 use clap::{Args, Subcommand};
 use rowd_proto::size::{self, Size};
-use rowd_proto::{Repo, RepoAdd, RepoCheck, RepoList, RepoRemove, RepoShow};
+use rowd_proto::{Repo, RepoAdd, RepoCheck, RepoList, RepoRemove, RepoSet, RepoShow};
 
 use crate::confirm::confirm;
 use crate::error::{Outcome, Result};
@@ -36,6 +36,11 @@ key of a service account.")]
         /// Name
         repo: String,
     },
+    /// Choose the repository that snapshots are copied to when none is named
+    #[command(after_help = "Examples:
+  rowctl repo set backup --default
+  rowctl repo set backup --no-default")]
+    Set(Set),
     /// Forget a repository; what is in it stays
     #[command(visible_alias = "rm", after_help = "Example:\n  rowctl repo remove backup --yes")]
     Remove {
@@ -76,6 +81,29 @@ pub struct Add {
     /// Take a repository that is there, and make no new one
     #[arg(long)]
     existing: bool,
+    /// Copy new snapshots there, unless --repo or --local says otherwise
+    #[arg(long)]
+    default: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Set {
+    /// Name
+    repo: String,
+    #[command(flatten)]
+    default: Default,
+}
+
+/// One of the two.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub struct Default {
+    /// Copy new snapshots there, unless --repo or --local says otherwise
+    #[arg(long)]
+    default: bool,
+    /// Keep new snapshots in the pool, unless --repo says otherwise
+    #[arg(long)]
+    no_default: bool,
 }
 
 pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
@@ -91,6 +119,7 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
                 allow_http: args.allow_http,
                 bandwidth: args.bandwidth.map_or(0, |rate| rate.0),
                 existing: args.existing,
+                default: args.default,
             })?;
             print(&repo, context)?;
         }
@@ -99,6 +128,9 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
             context.output.list(&all, |one| one.name.clone(), |output| table(&all, output))?;
         }
         Verb::Show { repo } => print(&client.call(&RepoShow { repo })?, context)?,
+        Verb::Set(Set { repo, default: Default { default, .. } }) => {
+            print(&client.call(&RepoSet { repo, default })?, context)?;
+        }
         Verb::Remove { repo, yes } => {
             let found = client.call(&RepoShow { repo: repo.clone() })?;
             confirm(yes, &format!("forget repository {repo}; what is in it stays"))?;
@@ -136,6 +168,7 @@ fn fields(repo: &Repo, output: &Output) -> String {
     fields.add("credentials", repo.credentials.clone());
     fields.add_some("plain http", repo.allow_http.then(|| "allowed".to_owned()));
     fields.add_some("bandwidth", bandwidth(repo));
+    fields.add_some("default", repo.default.then_some("yes"));
     fields.add("added", output.full_time(repo.added_at));
     fields.render(output)
 }
@@ -150,6 +183,7 @@ fn table(repos: &[Repo], output: &Output) -> String {
         Heading::Left("URL"),
         Heading::Left("ENDPOINT"),
         Heading::Right("BANDWIDTH"),
+        Heading::Left("NOTE"),
     ]);
     for repo in repos {
         columns.row([
@@ -157,6 +191,7 @@ fn table(repos: &[Repo], output: &Output) -> String {
             repo.url.clone().into(),
             repo.endpoint.clone().unwrap_or_default().into(),
             bandwidth(repo).unwrap_or_default().into(),
+            if repo.default { "default" } else { "" }.into(),
         ]);
     }
     columns.render(output)

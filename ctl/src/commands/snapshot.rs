@@ -2,7 +2,7 @@
 //!
 //! Invariants: nothing is deleted before all the names given are known and the user agrees; a dry
 //! run changes nothing.
-//! Absent: copies once they are begun (`copy.rs`).
+//! Absent: copies beside the one that a snapshot is (`copy.rs`).
 
 use std::time::Duration;
 
@@ -19,12 +19,16 @@ use crate::error::{Failure, Outcome, Result};
 use crate::render::{self, Columns, Fields, Heading, Output, Text};
 use rowd_proto::size;
 
-use super::args::{About, Change, Consent};
+use super::args::{About, Consent};
 use super::copy::{Begin, begin};
 use super::freeze::{FreezeArgs, report_text};
-use super::{Context, clients, wait};
+use super::{Context, clients};
 
 mod mount;
+mod presence;
+
+pub use presence::copy_meant;
+use presence::{Change, Keep, settle, verify};
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -32,9 +36,16 @@ pub enum Verb {
     #[command(after_help = "Examples:
   rowctl snapshot create data1
   rowctl snapshot create data1 before-upgrade --tag keep=yes
+  rowctl snapshot create data1 --repo backup --wait
+  rowctl snapshot create data1 before-upgrade --repo backup --instant-access 3
   rowctl snapshot create data1 --consistency fs
   rowctl snapshot create db1 --consistency app
-  rowctl snapshot create db1 --consistency app --pre-script ./freeze.sh --post-script ./thaw.sh")]
+  rowctl snapshot create db1 --consistency app --pre-script ./freeze.sh --post-script ./thaw.sh
+
+Without a repository a snapshot is in the pool, and can be used until it is deleted. With --repo, or
+a default repository (rowctl repo set R --default), it is copied in the background; then it leaves the
+pool, and disks are made of its copy. Until then it cannot be used, nor another one of the disk be made (exit
+code 16), except with --instant-access.")]
     Create(Create),
     /// List snapshots, oldest first
     #[command(visible_alias = "ls", after_help = "Example:\n  rowctl snapshot list data1")]
@@ -58,7 +69,10 @@ pub enum Verb {
     )]
     Delete(Delete),
     /// Change properties of a snapshot
-    #[command(after_help = "Example:\n  rowctl snapshot set data1@monday --name before-upgrade")]
+    #[command(after_help = "Examples:
+  rowctl snapshot set data1@monday --name before-upgrade
+  rowctl snapshot set data1@monday --instant-access 7
+  rowctl snapshot set data1@monday --no-instant-access")]
     Set(Set),
     /// List the ranges that differ between two snapshots
     #[command(after_help = "Examples:
@@ -82,6 +96,12 @@ snapshot stays as it is. Needs root, and the kernel's NBD client: modprobe nbd."
 
 The copy is made in the background and goes on after a restart: rowctl copy list")]
     Copy(Begin),
+    /// Read back what a repository holds of a snapshot: exit code 24 when it is damaged
+    #[command(after_help = "Example:\n  rowctl snapshot verify data1@monday")]
+    Verify {
+        /// Id, disk@snapshot, or a name that only one snapshot has
+        snapshot: String,
+    },
     /// Wait until a snapshot is accomplished, or a deleted one is gone
     #[command(after_help = "Example:\n  rowctl snapshot wait data1@before-upgrade --timeout 60")]
     Wait(Wait),
@@ -95,6 +115,8 @@ pub struct Create {
     name: Option<String>,
     #[command(flatten)]
     freeze: FreezeArgs,
+    #[command(flatten)]
+    keep: Keep,
     #[command(flatten)]
     about: About,
     /// Return when the snapshot is accomplished
@@ -151,12 +173,15 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
         Verb::Mount(args) => mount::run(args, context)?,
         Verb::Show { snapshot } => print(&show(&mut context.client()?, &snapshot)?, context)?,
         Verb::Delete(args) => delete(&args, context)?,
-        Verb::Set(Set { snapshot, change: Change { name, description } }) => {
-            let request = SnapshotSet { snapshot, name, description };
+        Verb::Set(Set { snapshot, change }) => {
+            let instant_access = change.access();
+            let Change { name, description, .. } = change;
+            let request = SnapshotSet { snapshot, name, description, instant_access };
             print(&context.client()?.call(&request)?, context)?;
         }
         Verb::Diff(args) => diff(args, context)?,
         Verb::Copy(args) => return begin(args, context),
+        Verb::Verify { snapshot } => return verify(&snapshot, context),
         Verb::Wait(args) => {
             let limit = args.timeout.map(Duration::from_secs);
             let mut client = context.client()?;
@@ -169,11 +194,20 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
 }
 
 fn create(args: Create, context: &Context) -> Result<()> {
-    let Create { disk, name, freeze, about, wait } = args;
+    let Create { disk, name, freeze, keep, about, wait } = args;
     let (consistency, freeze) = freeze.parts()?;
     let (description, tags) = about.parts();
     let mut client = context.client()?;
-    let request = SnapshotCreate { disk, name, consistency, freeze, description, tags };
+    let mut request = SnapshotCreate {
+        disk,
+        name,
+        consistency,
+        freeze,
+        description,
+        tags,
+        ..SnapshotCreate::default()
+    };
+    keep.fill(&mut request);
     let mut made = client.call_patiently(&request)?;
     if wait {
         made.snapshot = settle(&mut client, made.snapshot, None)?;
@@ -190,29 +224,6 @@ fn create(args: Create, context: &Context) -> Result<()> {
 fn list(disk: Option<String>, context: &Context) -> Result<()> {
     let snapshots = context.client()?.call(&SnapshotList { disk })?.snapshots;
     context.output.list(&snapshots, |one| one.id.clone(), |output| table(&snapshots, output))
-}
-
-/// Waits until a snapshot is accomplished or, if it is being deleted, gone. Returns its last state.
-fn settle(client: &mut Client, snapshot: Snapshot, limit: Option<Duration>) -> Result<Snapshot> {
-    let what = full_name(&snapshot);
-    let id = snapshot.id.clone();
-    let mut last = snapshot;
-    wait::until(&what, limit, || {
-        match last.status {
-            SnapshotStatus::Accomplished => return Ok(Some(last.clone())),
-            SnapshotStatus::Failed => {
-                let message = format!("{what} could not be made");
-                return Err(Failure::new(ErrorKind::WrongState, message));
-            }
-            SnapshotStatus::Progressing | SnapshotStatus::Deleting => {}
-        }
-        match show(client, &id) {
-            Ok(seen) => last = seen,
-            Err(gone) if gone.kind() == Some(ErrorKind::NotFound) => return Ok(Some(last.clone())),
-            Err(failure) => return Err(failure),
-        }
-        Ok((last.status == SnapshotStatus::Accomplished).then(|| last.clone()))
-    })
 }
 
 fn delete(args: &Delete, context: &Context) -> Result<()> {
@@ -356,6 +367,7 @@ fn fields(snapshot: &Snapshot, output: &Output) -> String {
     fields.add("kind", kind(snapshot.kind));
     fields.add("consistency", snapshot.consistency.name());
     fields.add("status", status(snapshot));
+    presence::fields(snapshot, &mut fields, output);
     fields.add_some("encrypted", snapshot.encrypted.then_some("yes"));
     fields.add_some("parent", snapshot.parent.clone());
     fields.add_some("expires", snapshot.expires_at.map(|at| output.full_time(at)));
@@ -422,6 +434,7 @@ fn note(snapshot: &Snapshot, output: &Output) -> String {
     if snapshot.encrypted {
         notes.push("encrypted".to_owned());
     }
+    notes.extend(presence::note(snapshot, output));
     if let Some(at) = snapshot.expires_at {
         notes.push(format!("expires {}", output.time(at)));
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rowd_proto as proto;
 use rowd_proto::{ErrorBody, Time};
 
+use super::presence;
 use crate::engine::Engine;
 use crate::engine::api::{
     AttachmentInfo, AttachmentState, ChainInfo, Change, ClientInfo, Consistency, DiskInfo, Event,
@@ -27,6 +28,7 @@ pub(super) fn error_body(error: &Error) -> ErrorBody {
         ErrorKind::Exists => proto::ErrorKind::Exists,
         ErrorKind::InUse => proto::ErrorKind::InUse,
         ErrorKind::WrongState => proto::ErrorKind::WrongState,
+        ErrorKind::StillCopying => proto::ErrorKind::StillCopying,
         ErrorKind::MemberState => proto::ErrorKind::MemberState,
         ErrorKind::Quota => proto::ErrorKind::Quota,
         ErrorKind::NoSpace => proto::ErrorKind::NoSpace,
@@ -128,9 +130,10 @@ pub(super) fn level(level: proto::Consistency) -> Consistency {
 }
 
 pub(super) fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
-    let (status, instant_access) = match info.status {
-        SnapshotStatus::Accomplished => (proto::SnapshotStatus::Accomplished, true),
-        SnapshotStatus::Deleting => (proto::SnapshotStatus::Deleting, false),
+    let where_it_is = presence::told(info.presence);
+    let status = match info.status {
+        SnapshotStatus::Accomplished => where_it_is.status,
+        SnapshotStatus::Deleting => proto::SnapshotStatus::Deleting,
     };
     proto::Snapshot {
         id: info.id.to_string(),
@@ -147,9 +150,14 @@ pub(super) fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
         },
         consistency: consistency(info.consistency),
         status,
-        // A snapshot in the pool is complete from its first instant.
-        progress: 100,
-        instant_access,
+        progress: where_it_is.progress,
+        remaining_s: where_it_is.remaining_s,
+        reason: where_it_is.reason,
+        instant_access: where_it_is.instant_access,
+        instant_access_until: where_it_is.until,
+        presence: where_it_is.presence,
+        repo: where_it_is.repo,
+        copy: where_it_is.copy,
         exclusive_bytes: info.exclusive_bytes,
         stored_bytes: info.stored_bytes,
         parent: info.parent.map(|id| id.to_string()),

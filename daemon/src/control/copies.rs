@@ -8,8 +8,8 @@ use rowd_proto::Time;
 
 use super::convert::{consistency, disk, job};
 use super::{Services, resolve};
-use crate::engine::api::{Actor, JobInfo};
-use crate::engine::now;
+use crate::engine::api::Actor;
+use crate::engine::jobs::progress;
 use crate::error::{ErrorKind, Result};
 use crate::units::{CopyId, SnapshotId};
 use crate::vault::copies::{CopyInfo, CopyOf, CopySpec, CopyState, Header, RestoreSpec};
@@ -37,7 +37,13 @@ fn copy_of(services: &Services, name: String, repo: Option<String>) -> Result<Co
         {
             Ok(CopyOf::Copy { name, repo })
         }
-        found => found.map(CopyOf::Snapshot),
+        found => {
+            let id = found?;
+            Ok(match services.engine.away(&id)? {
+                Some(from) => CopyOf::Copy { name: from.copy.to_string(), repo: Some(from.repo) },
+                None => CopyOf::Snapshot(id),
+            })
+        }
     }
 }
 
@@ -110,18 +116,6 @@ fn copy(info: CopyInfo) -> proto::Copy {
         }
     }
     told
-}
-
-/// Percent, and the seconds left at the speed so far.
-fn progress(job: &JobInfo) -> (u8, Option<u64>) {
-    if job.total == 0 {
-        return (0, None);
-    }
-    let done = job.done.min(job.total);
-    let percent = u8::try_from(u128::from(done) * 100 / u128::from(job.total)).unwrap_or(99);
-    let elapsed = now().saturating_sub(job.started_at);
-    let left = u128::from(elapsed) * u128::from(job.total - done) / u128::from(done.max(1));
-    (percent.min(99), u64::try_from(left).ok().filter(|_| done > 0))
 }
 
 fn detail(header: Header) -> proto::CopyDetail {

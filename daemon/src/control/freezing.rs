@@ -12,7 +12,7 @@ use rowd_proto::Moment;
 
 use super::convert::{self, consistency, snapshot};
 use super::groups::{group, spec};
-use super::{Services, resolve};
+use super::{Services, presence, resolve};
 use crate::engine::api::{Actor, Consistency, SnapshotSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::freeze::provider::Target;
@@ -28,12 +28,15 @@ pub(super) fn snapshot_create(
     let disk = resolve::disk(engine, &ask.disk)?;
     let proto::SnapshotCreate { name, description, tags, consistency, freeze, .. } = ask;
     let (level, options) = how(by, consistency, freeze)?;
-    let spec = SnapshotSpec { disk, name, description, tags };
+    let copy = presence::wanted(engine, ask.repo, ask.local, ask.instant_access)?;
+    let spec = SnapshotSpec { disk, name, description, tags, copy };
     if level == Consistency::Crash {
         let snapshot = engine.snapshot_create(by, spec).map(snapshot)?;
+        services.vault.look_after_copies()?;
         return Ok(proto::SnapshotMade { snapshot, freeze: None });
     }
     let (made, told) = services.freezer.snapshot_create(engine, by, spec, level, &options)?;
+    services.vault.look_after_copies()?;
     Ok(proto::SnapshotMade { snapshot: snapshot(made), freeze: Some(report(told)) })
 }
 

@@ -22,7 +22,9 @@ use crate::error::{Error, Result};
 use super::convert::{chain, diff_range, disk, error_body, event, job, pool_status, snapshot};
 use super::instances;
 use super::resolve::{self, Object, Origin};
-use super::{Services, attach, copies, freezing, groups, images, keys, meters, policies, repos};
+use super::{
+    Services, attach, copies, freezing, groups, images, keys, meters, policies, presence, repos,
+};
 
 /// Ranges in a page of a diff unless the client asks for more.
 const DIFF_PAGE_DEFAULT: u32 = 1000;
@@ -86,7 +88,7 @@ pub(super) fn call(
         Method::SnapshotCreate => ask.serve(freezing::snapshot_create),
         Method::SnapshotList => ask.reply(snapshot_list),
         Method::SnapshotShow => ask.reply(snapshot_show),
-        Method::SnapshotDelete => ask.reply(snapshot_delete),
+        Method::SnapshotDelete => ask.serve(snapshot_delete),
         Method::SnapshotSet => ask.reply(snapshot_set),
         Method::SnapshotDiff => ask.reply(snapshot_diff),
         Method::GroupCreate => ask.serve(freezing::group_create),
@@ -109,6 +111,7 @@ pub(super) fn call(
         Method::RepoAdd => ask.serve(repos::add),
         Method::RepoList => ask.reply(repos::list),
         Method::RepoShow => ask.reply(repos::show),
+        Method::RepoSet => ask.reply(repos::set),
         Method::RepoRemove => ask.serve(repos::remove),
         Method::RepoCheck => ask.serve(repos::check),
         Method::CopyCreate => ask.serve(copies::create),
@@ -260,13 +263,15 @@ fn snapshot_show(
 }
 
 fn snapshot_delete(
-    engine: &Arc<Engine>,
+    services: &Services,
     by: Actor,
     ask: proto::SnapshotDelete,
 ) -> Result<proto::SnapshotDeleted> {
+    let engine = &services.engine;
     let id = resolve::snapshot(engine, &ask.snapshot)?;
     let name = engine.snapshot(&id)?.name;
     let freed_bytes = engine.snapshot_delete(by, &id, ask.force)?;
+    services.vault.look_after_copies()?;
     Ok(proto::SnapshotDeleted { id: id.to_string(), name, freed_bytes })
 }
 
@@ -276,7 +281,8 @@ fn snapshot_set(
     ask: proto::SnapshotSet,
 ) -> Result<proto::Snapshot> {
     let id = resolve::snapshot(engine, &ask.snapshot)?;
-    let change = SnapshotChange { name: ask.name, description: ask.description };
+    let access = ask.instant_access.map(presence::of).transpose()?;
+    let change = SnapshotChange { name: ask.name, description: ask.description, access };
     engine.snapshot_change(by, &id, change).map(snapshot)
 }
 

@@ -19,6 +19,7 @@ mod keys;
 mod meters;
 mod peer;
 mod policies;
+mod presence;
 mod repos;
 mod resolve;
 #[cfg(test)]

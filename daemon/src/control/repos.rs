@@ -30,7 +30,15 @@ pub(super) fn add(services: &Services, by: Actor, ask: proto::RepoAdd) -> Result
     let (allow_http, bandwidth, existing) = (ask.allow_http, ask.bandwidth, ask.existing);
     let spec =
         RepoSpec { name, url, endpoint, region, credentials, allow_http, bandwidth, existing };
-    services.vault.repo_add(by, spec).map(repo)
+    let added = services.vault.repo_add(by, spec)?;
+    match ask.default {
+        true => services.engine.repo_set_default(by, &added.name, true).map(repo),
+        false => Ok(repo(added)),
+    }
+}
+
+pub(super) fn set(engine: &Arc<Engine>, by: Actor, ask: proto::RepoSet) -> Result<proto::Repo> {
+    engine.repo_set_default(by, &ask.repo, ask.default).map(repo)
 }
 
 pub(super) fn list(engine: &Arc<Engine>, _: Actor, _: proto::RepoList) -> Result<proto::Repos> {
@@ -76,6 +84,7 @@ fn repo(record: RepoRecord) -> proto::Repo {
         credentials,
         allow_http: record.allow_http,
         bandwidth: record.bandwidth,
+        default: record.default,
         added_at: Time::from_unix(record.added_at),
     }
 }

@@ -5,6 +5,7 @@
 
 mod image;
 pub mod policy;
+mod presence;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::pool::file::IoMode;
 use crate::units::{DiskId, GroupId, ImageId, InstanceId, JobId, PolicyId, SnapshotId};
 pub use image::{ImageChange, ImageDeploy, ImageDiskInfo, ImageInfo, ImageSource, ImageSpec};
+pub use presence::{Access, KeepSpec, PresenceInfo};
 
 /// Tags of an object: `key = value`, each key once.
 pub type Tags = BTreeMap<String, String>;
@@ -106,6 +108,8 @@ pub struct SnapshotSpec {
     pub name: Option<String>,
     pub description: String,
     pub tags: Tags,
+    /// Keep it in a repository; else in the pool only.
+    pub copy: Option<KeepSpec>,
 }
 
 /// How much of what runs on a disk took part in a snapshot.
@@ -136,6 +140,8 @@ impl fmt::Display for Consistency {
 pub struct SnapshotChange {
     pub name: Option<String>,
     pub description: Option<String>,
+    /// Instant access from now on, or (`Some(None)`) no longer.
+    pub access: Option<Option<Access>>,
 }
 
 /// How to make a group of snapshots.
@@ -316,6 +322,8 @@ pub struct SnapshotInfo {
     pub images: Vec<ImageId>,
     /// As its disk is.
     pub encrypted: bool,
+    /// Where it is, unless it is in the pool only.
+    pub presence: Option<PresenceInfo>,
     pub tags: Tags,
     pub clients: Vec<ClientInfo>,
 }

@@ -97,6 +97,7 @@ impl Engine {
 
     fn chores(&self) -> Result<()> {
         self.expire()?;
+        self.leave_all_due()?;
         self.shared.pool.with_allocator(|a| a.block_growth(false));
         self.shared.pool.punch_free_segments()?;
         let budget = &self.shared.budget;

@@ -9,6 +9,7 @@ mod copy;
 mod image;
 mod op;
 mod policy;
+mod presence;
 mod record;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};

@@ -30,9 +30,19 @@ pub enum Subject {
 /// Ends a connection from outside; the session sees its socket close.
 pub type Hangup = Box<dyn Fn() + Send>;
 
+/// How firmly somebody holds on to a subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// Who wants to be alone is refused, or disconnects it by force.
+    Held,
+    /// It ends when somebody wants to be alone, and is no reason for a refusal.
+    Yields,
+}
+
 struct Connected {
     subject: Subject,
     info: ClientInfo,
+    pin: Pin,
     hangup: Hangup,
 }
 
@@ -94,6 +104,7 @@ impl Clients {
         &self,
         subject: Subject,
         info: ClientInfo,
+        pin: Pin,
         hangup: Hangup,
     ) -> Result<ClientGuard> {
         let mut state = self.state.0.lock();
@@ -105,14 +116,14 @@ impl Clients {
         }
         state.next += 1;
         let id = state.next;
-        state.connected.insert(id, Connected { subject, info, hangup });
+        state.connected.insert(id, Connected { subject, info, pin, hangup });
         Ok(ClientGuard { id, state: Arc::clone(&self.state) })
     }
 
     /// The clients of a disk or snapshot.
     pub(super) fn of(&self, subject: &Subject) -> Vec<ClientInfo> {
         let state = self.state.0.lock();
-        let mut found: Vec<_> = of(&state, subject).map(|(_, c)| c.info.clone()).collect();
+        let mut found: Vec<_> = holding(&state, subject).map(|c| c.info.clone()).collect();
         found.sort_by_key(|info| info.connected_at);
         found
     }
@@ -155,12 +166,12 @@ impl Clients {
     fn exclude_subject(&self, subject: Subject, name: &str, force: bool) -> Result<Exclusion> {
         let mut state = self.state.0.lock();
         let noticed = Instant::now() + GOING_WAIT;
-        while !force && of(&state, &subject).next().is_some() {
+        while !force && holding(&state, &subject).next().is_some() {
             if self.state.1.wait_until(&mut state, noticed).timed_out() {
                 break;
             }
         }
-        let holders: Vec<ClientInfo> = of(&state, &subject).map(|(_, c)| c.info.clone()).collect();
+        let holders: Vec<ClientInfo> = holding(&state, &subject).map(|c| c.info.clone()).collect();
         if !holders.is_empty() && !force {
             let list = describe(&holders);
             return Err(Error::new(ErrorKind::InUse, format!("{name} is in use by {list}")).hint(
@@ -191,6 +202,11 @@ impl Clients {
 
 fn of<'a>(state: &'a State, subject: &Subject) -> impl Iterator<Item = (&'a u64, &'a Connected)> {
     state.connected.iter().filter(move |(_, connected)| connected.subject == *subject)
+}
+
+/// Those that do not yield.
+fn holding<'a>(state: &'a State, subject: &Subject) -> impl Iterator<Item = &'a Connected> {
+    of(state, subject).map(|(_, connected)| connected).filter(|one| one.pin == Pin::Held)
 }
 
 /// Who they are, each process once: many clients open several connections.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Engine;
 use super::api::{Actor, Change, ClientInfo, DiskInfo, DiskSpec, Tags};
 use super::catalogue::Op;
-use super::clients::{Hangup, Subject};
+use super::clients::{Hangup, Pin, Subject};
 use super::disks::check_tags;
 use super::exports::Target;
 use super::jobs::Job;
@@ -20,7 +20,7 @@ use super::names::check_manual_name;
 use super::now;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{CopyId, DiskId, SnapshotId};
+use crate::units::{CopyId, DiskId, Epoch, SnapshotId};
 
 /// Copies under way or failed; more wait for a decision.
 const COPIES_MAX: usize = 1024;
@@ -48,6 +48,9 @@ pub struct CopyRecord {
     /// Why it failed; it goes on when somebody asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
+    /// It is to be deleted, be it complete or not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleting: bool,
 }
 
 /// A copy in a repository.
@@ -76,6 +79,14 @@ pub struct Source {
     pub snapshot: SnapshotId,
 }
 
+/// What a copy is made as changes of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    pub snapshot: SnapshotId,
+    /// It is an ancestor: its last epoch.
+    pub since: Option<Epoch>,
+}
+
 impl Source {
     pub(super) fn of(self, disk: &DiskId) -> Filling {
         let Source { repo, copy, snapshot } = self;
@@ -87,7 +98,8 @@ impl Engine {
     /// Copies under way or failed.
     #[must_use]
     pub fn copies(&self) -> Vec<CopyRecord> {
-        self.catalogue.read().copies.values().cloned().collect()
+        let catalogue = self.catalogue.read();
+        catalogue.copies.values().filter(|copy| !copy.deleting).cloned().collect()
     }
 
     /// Remembers a copy that begins.
@@ -102,8 +114,10 @@ impl Engine {
         let label = match &copy.from {
             Some(from) => format!("copy {} in {}", from.copy, self.repo(&from.repo)?.name),
             None => {
+                let snapshot = self.snapshot_record(&copy.snapshot)?;
+                self.check_held(&snapshot)?;
                 self.copy_key(&copy.snapshot)?;
-                self.snapshot_label(&self.snapshot_record(&copy.snapshot)?)
+                self.snapshot_label(&snapshot)
             }
         };
         let copies = self.copies();
@@ -120,12 +134,17 @@ impl Engine {
             let message = format!("{label} {verb} to {} already", copy.repo);
             return Err(Error::new(ErrorKind::InUse, message).hint(hint));
         }
-        if copies.len() >= COPIES_MAX {
+        self.check_room_for_copy()?;
+        let message = format!("copy of {label} to {} began", copy.repo);
+        self.change(by, Op::CopyPut { copy, kind: "copy.start".to_owned() }, message)
+    }
+
+    pub(super) fn check_room_for_copy(&self) -> Result<()> {
+        if self.catalogue.read().copies.len() >= COPIES_MAX {
             let message = format!("{COPIES_MAX} copies are under way or failed");
             return Err(Error::new(ErrorKind::Quota, message).hint("see `rowctl copy list`"));
         }
-        let message = format!("copy of {label} to {} began", copy.repo);
-        self.change(by, Op::CopyPut { copy, kind: "copy.start".to_owned() }, message)
+        Ok(())
     }
 
     /// Takes note that a copy failed, or that it is tried again (`None`).
@@ -135,6 +154,7 @@ impl Engine {
     pub fn copy_failed(&self, by: Actor, id: &CopyId, why: Option<String>) -> Result<CopyRecord> {
         let _shape = self.shape.lock();
         let found = self.catalogue.read().copies.get(id).cloned();
+        let found = found.filter(|copy| !copy.deleting || why.is_some());
         let mut copy =
             found.ok_or_else(|| Error::not_found(format!("no copy {id} is under way")))?;
         let (kind, message) = match &why {
@@ -159,28 +179,42 @@ impl Engine {
     }
 
     /// Which of some snapshots has most in common with another one: its nearest ancestor, or else the
-    /// latest of its family. Those that are gone do not count.
+    /// latest of its family. An ancestor serves when its blocks have left the pool too; others do not.
     #[must_use]
-    pub fn copy_base(&self, of: &SnapshotId, among: &[SnapshotId]) -> Option<SnapshotId> {
+    pub fn copy_base(&self, of: &SnapshotId, among: &[SnapshotId]) -> Option<Base> {
         let catalogue = self.catalogue.read();
         let target = catalogue.snapshots.get(of)?;
-        let ancestry: Vec<_> = {
-            let tree = self.tree(target.tree);
-            let nodes = tree.nodes.lock();
-            nodes.ancestry(target.node).map(|(epoch, _)| epoch).collect()
-        };
+        let lineage = self.tree(target.tree).lineage(target.node);
         let family = among.iter().filter_map(|id| catalogue.snapshots.get(id));
         family
             .filter(|other| other.tree == target.tree && other.id != target.id)
-            .max_by_key(|other| (ancestry.contains(&other.node), other.node))
-            .map(|other| other.id.clone())
+            .map(|other| (lineage.owner(other.node).is_some(), other))
+            .filter(|(is_ancestor, other)| *is_ancestor || other.is_held())
+            .max_by_key(|(is_ancestor, other)| (*is_ancestor, other.node))
+            .map(|(is_ancestor, other)| Base {
+                snapshot: other.id.clone(),
+                since: is_ancestor.then_some(other.node),
+            })
     }
 
-    /// All that changed from one snapshot (`None`: an empty disk) to another, in order.
+    /// All that changed from one snapshot (`None`: an empty disk) to another, in order. Of an ancestor nothing
+    /// need be there any more: what is as old as that is the same. Zeros may be told that were there before.
+    /// The caller holds on to `to`.
     ///
     /// # Errors
-    /// As [`Engine::diff`].
-    pub fn changes(&self, from: Option<&SnapshotId>, to: &SnapshotId) -> Result<Vec<Change>> {
+    /// As [`Engine::diff`]; the base has left the pool or is being deleted.
+    pub fn changes(self: &Arc<Self>, from: Option<&Base>, to: &SnapshotId) -> Result<Vec<Change>> {
+        let _pin = match from {
+            None => None,
+            Some(Base { since: Some(since), .. }) => return self.changes_since(*since, to),
+            Some(Base { snapshot, since: None }) => Some(self.pin_snapshot(
+                snapshot,
+                "a copy that is begun",
+                Pin::Held,
+                Box::new(|| {}),
+            )?),
+        };
+        let from = from.map(|base| &base.snapshot);
         let (mut all, mut at): (Vec<Change>, u64) = (Vec::new(), 0);
         loop {
             let (found, next) = self.diff(from, to, at, CHANGES_AT_ONCE)?;
@@ -194,23 +228,26 @@ impl Engine {
     }
 
     /// Opens a snapshot for reading, and keeps it until the target is dropped: `user` is who it is in use
-    /// by, `hangup` is called when somebody deletes it by force.
+    /// by, `hangup` is called when somebody deletes it, by force or not as `pin` says.
     ///
     /// # Errors
-    /// `NotFound`; `ShuttingDown` while it is being deleted.
+    /// `NotFound`; `WrongState` when it has left the pool; `ShuttingDown` while it is being deleted.
     pub fn pin_snapshot(
         self: &Arc<Self>,
         id: &SnapshotId,
         user: &str,
+        pin: Pin,
         hangup: Hangup,
     ) -> Result<Target> {
         let snapshot = self.snapshot_record(id)?;
         let export = self.snapshot_label(&snapshot);
         let info = ClientInfo { export, pid: None, peer: user.to_owned(), connected_at: now() };
         let subject = Subject::Snapshot(id.clone());
-        let listed = self.clients.add(subject.clone(), info, hangup)?;
-        // Again: it may have been deleted just before it was listed.
-        let disk = self.open_snapshot(&self.snapshot_record(id)?);
+        let listed = self.clients.add(subject.clone(), info, pin, hangup)?;
+        // Again: it may have been deleted, or have left the pool, just before it was listed.
+        let snapshot = self.snapshot_record(id)?;
+        self.check_held(&snapshot)?;
+        let disk = self.open_snapshot(&snapshot);
         Ok(Target::new(disk, Arc::clone(self), subject, listed))
     }
 

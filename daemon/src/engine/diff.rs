@@ -5,6 +5,8 @@
 //! pool, or both read as zeros.
 //! Absent: comparing contents. Rewriting the same bytes counts as a change.
 
+use std::sync::Arc;
+
 use super::Engine;
 use super::api::Change;
 use crate::disk::{Disk, Extent};
@@ -30,11 +32,8 @@ impl Engine {
         resume: u64,
         limit: usize,
     ) -> Result<(Vec<Change>, Option<u64>)> {
-        let to = self.open_snapshot(&self.snapshot_record(to)?);
-        let from = match from {
-            Some(id) => Some(self.open_snapshot(&self.snapshot_record(id)?)),
-            None => None,
-        };
+        let to = self.open_held(to)?;
+        let from = from.map(|id| self.open_held(id)).transpose()?;
         if from.as_ref().is_some_and(|from| from.view.tree.id != to.view.tree.id) {
             return Err(Error::new(
                 ErrorKind::WrongState,
@@ -47,6 +46,41 @@ impl Engine {
         let mut walk = Walk { changes: Vec::new(), limit };
         let next = walk.compare(from.as_deref(), &to, range)?;
         Ok((walk.changes, next))
+    }
+}
+
+impl Engine {
+    /// What changed in a snapshot since an epoch of its own lineage. Whether anything of that time is still there
+    /// does not matter: a leaf that has no version since then is as it was, and so is a block born before. Holes in
+    /// other leaves are told as zeros, new or not. The caller holds on to the snapshot.
+    pub(super) fn changes_since(&self, since: Epoch, to: &SnapshotId) -> Result<Vec<Change>> {
+        let to = self.open_held(to)?;
+        let all = ByteRange { start: 0, end: to.size() }.outer_blocks();
+        let (tree, meta) = (&to.view.tree, &to.shared.meta);
+        let newer = tree.lineage(to.view.node()).after(since);
+        let mut walk = Walk { changes: Vec::new(), limit: usize::MAX };
+        let mut next = 0;
+        loop {
+            let leaves = tree.touched_leaves(meta, &newer, next, LEAVES_AT_ONCE)?;
+            for leaf in &leaves {
+                let part = LeafIndex(*leaf).blocks().clip(all);
+                to.view.look_up(&to.shared, part, |lba, entry| match entry {
+                    Entry::Data { birth, .. } if birth <= since => {}
+                    Entry::Data { .. } => walk.push(lba.0 * BLOCK_SIZE, false),
+                    Entry::Hole | Entry::Zero => walk.push(lba.0 * BLOCK_SIZE, true),
+                })?;
+            }
+            match leaves.last() {
+                Some(last) if leaves.len() >= LEAVES_AT_ONCE => next = last + 1,
+                _ => return Ok(walk.changes),
+            }
+        }
+    }
+
+    fn open_held(&self, id: &SnapshotId) -> Result<Arc<Disk>> {
+        let snapshot = self.snapshot_record(id)?;
+        self.check_held(&snapshot)?;
+        Ok(self.open_snapshot(&snapshot))
     }
 }
 

@@ -42,6 +42,7 @@ impl Engine {
         let image = spec.image.as_ref().map(|id| self.image_record(id)).transpose()?;
         let from = image.map(|image| image.system).or(spec.from.clone());
         let origin = from.as_ref().map(|id| self.snapshot_record(id)).transpose()?;
+        origin.as_ref().map_or(Ok(()), |origin| self.check_usable(origin))?;
         let size = disk_size(spec.size, origin.as_ref())?;
         let (tree, parent) = match &origin {
             Some(snapshot) => (snapshot.tree, Some(snapshot.node)),
@@ -209,6 +210,7 @@ impl Engine {
             )
             .hint(format!("make a disk of it: `rowctl disk create NAME --from {to}`")));
         }
+        self.check_usable(&snapshot)?;
         let message = format!("disk {} rolled back to {}", disk.name, snapshot.name);
         self.switch(by, &disk, Some(&snapshot), Switch { kind: "disk.rollback", message, force })
     }
@@ -254,6 +256,7 @@ impl Engine {
                     .hint("its first contents are gone; roll it back to a snapshot of its own")
             })?),
         };
+        origin.as_ref().map_or(Ok(()), |origin| self.check_usable(origin))?;
         let message = format!("disk {} returned to its first contents", disk.name);
         self.switch(by, &disk, origin.as_ref(), Switch { kind: "disk.reinit", message, force })
     }
@@ -303,6 +306,7 @@ impl Engine {
             tags: Tags::new(),
             consistency: Consistency::Crash,
             automatic: None,
+            presence: None,
         };
         Ok(Turn {
             disk: disk.id.clone(),

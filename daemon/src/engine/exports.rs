@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::api::ClientInfo;
 use super::catalogue::{DiskRecord, SnapshotRecord};
-use super::clients::{ClientGuard, Hangup, Subject};
+use super::clients::{ClientGuard, Hangup, Pin, Subject};
 use super::{Engine, now};
 use crate::disk::meter::Meter;
 use crate::disk::{Disk, Extent, Witness};
@@ -85,7 +85,8 @@ impl Engine {
             Subject::Snapshot(id) => self.snapshot_record(&id)?.disk,
         };
         let catalogue = self.catalogue.read();
-        Ok(catalogue.snapshots_of(&disk).into_iter().map(|s| s.name.clone()).collect())
+        let held = catalogue.snapshots_of(&disk).into_iter().filter(|s| s.is_held());
+        Ok(held.map(|s| s.name.clone()).collect())
     }
 
     /// Opens an export for a client. `hangup` ends the connection from outside.
@@ -104,13 +105,17 @@ impl Engine {
         let info =
             ClientInfo { export: export.name, pid, peer: peer.to_owned(), connected_at: now() };
         // Listed first: from here on nobody changes the disk under us.
-        let listed = self.clients.add(export.subject.clone(), info, hangup)?;
+        let listed = self.clients.add(export.subject.clone(), info, Pin::Held, hangup)?;
         let disk = match &export.subject {
             Subject::Disk(id) => {
                 self.refuse_filling(id)?;
                 self.live(id)?
             }
-            Subject::Snapshot(id) => self.open_snapshot(&self.snapshot_record(id)?),
+            Subject::Snapshot(id) => {
+                let snapshot = self.snapshot_record(id)?;
+                self.check_usable(&snapshot)?;
+                self.open_snapshot(&snapshot)
+            }
         };
         let engine = Arc::clone(self);
         Ok(Target { disk, engine, subject: export.subject, _listed: listed })
@@ -198,6 +203,7 @@ impl Target {
             let found = catalogue.snapshot_named(&disk, base).cloned();
             found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no snapshot {base}")))?
         };
+        self.engine.check_held(&base)?;
         let base = self.engine.open_snapshot(&base);
         super::diff::extents(&base, &self.disk, range, limit)
     }

@@ -75,6 +75,7 @@ impl Engine {
                 name: Some(name.clone()),
                 description: String::new(),
                 tags: Tags::new(),
+                copy: None,
             };
             let cut = self.new_cut(disk, spec, head, at);
             cuts.push(cut.map_err(|error| error.context(&disk.name))?);
@@ -393,6 +394,7 @@ impl Engine {
             let snapshot = self
                 .snapshot_record(&member.snapshot)
                 .map_err(|_| gone("its snapshot was deleted"))?;
+            self.check_usable(&snapshot).map_err(|error| gone(error.message()))?;
             pairs.push((disk, snapshot));
         }
         Ok(pairs)

@@ -97,7 +97,8 @@ impl Engine {
             let disks = catalogue.disks.values().filter(|disk| disk.tree == damage.tree);
             found.disks.extend(disks.map(|disk| disk.id.clone()));
         }
-        for snapshot in records {
+        // One whose blocks have left the pool is found by its disk, as one is that was deleted here.
+        for snapshot in records.into_iter().filter(|snapshot| snapshot.is_held()) {
             if self.has(&self.open_snapshot(&snapshot).view, damage)? {
                 found.snapshots.push(snapshot.id);
             }

@@ -61,7 +61,7 @@ impl Engine {
             snapshots
                 .iter()
                 .chain([&system])
-                .try_for_each(|id| self.snapshot_record(id).map(drop))?;
+                .try_for_each(|id| self.check_usable(&self.snapshot_record(id)?))?;
         }
         let data = snapshots.into_iter().map(DataRecord::Snapshot);
         let data: Vec<_> = data.chain(spec.blank.into_iter().map(DataRecord::Blank)).collect();
@@ -127,6 +127,7 @@ impl Engine {
                 name: Some(name),
                 description: format!("made for image {image}"),
                 tags: Tags::new(),
+                copy: None,
             };
             self.new_cut(disk, spec, head, at).map_err(|error| error.context(&disk.name))
         };
@@ -290,7 +291,10 @@ impl Engine {
     }
 
     fn parts(&self, image: &ImageRecord) -> Result<Vec<Part>> {
-        let of = |id: &SnapshotId| self.snapshot_record(id).map(|one| Part::Of(Box::new(one)));
+        let of = |id: &SnapshotId| {
+            let snapshot = self.snapshot_record(id)?;
+            self.check_held(&snapshot).map(|()| Part::Of(Box::new(snapshot)))
+        };
         let data = image.data.iter().map(|data| match data {
             DataRecord::Snapshot(id) => of(id),
             DataRecord::Blank(size) => Ok(Part::Blank(*size)),

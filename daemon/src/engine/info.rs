@@ -275,11 +275,14 @@ impl Engine {
     }
 
     fn snapshot_info(&self, record: SnapshotRecord) -> Result<SnapshotInfo> {
-        let exclusive_bytes = self.exclusive_bytes(record.tree, record.node)?;
+        let held = record.is_held();
+        let exclusive_bytes =
+            if held { self.exclusive_bytes(record.tree, record.node)? } else { 0 };
+        let presence = self.presence_info(&record);
         let tree = self.tree(record.tree);
         let catalogue = self.catalogue.read();
         let nodes = tree.nodes.lock();
-        let stored = nodes.all.get(&record.node).map_or(0, |node| node.live);
+        let stored = nodes.all.get(&record.node).filter(|_| held).map_or(0, |node| node.live);
         let parent = nodes.ancestry(record.node).skip(1).find_map(|(epoch, _)| {
             let here = |s: &&SnapshotRecord| s.tree == record.tree && s.node == epoch;
             catalogue.snapshots.values().find(here).map(|s| s.id.clone())
@@ -304,6 +307,7 @@ impl Engine {
             stored_bytes: stored * BLOCK_SIZE,
             parent,
             expires_at: record.expires_at,
+            presence,
             tags: record.tags,
         })
     }

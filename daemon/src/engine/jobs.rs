@@ -70,6 +70,19 @@ impl Job {
     }
 }
 
+/// Percent (100 never, before it has ended), and the seconds left at the speed so far.
+#[must_use]
+pub fn progress(job: &JobInfo) -> (u8, Option<u64>) {
+    if job.total == 0 {
+        return (0, None);
+    }
+    let done = job.done.min(job.total);
+    let percent = u8::try_from(u128::from(done) * 100 / u128::from(job.total)).unwrap_or(99);
+    let elapsed = now().saturating_sub(job.started_at);
+    let left = u128::from(elapsed) * u128::from(job.total - done) / u128::from(done.max(1));
+    (percent.min(99), u64::try_from(left).ok().filter(|_| done > 0))
+}
+
 /// All jobs.
 #[derive(Debug, Default)]
 pub struct Jobs {
@@ -113,6 +126,13 @@ impl Jobs {
             (Some(_), Some(_)) => Err(Error::invalid(format!("several jobs begin with {name}"))),
             _ => Err(Error::not_found(format!("no job {name}")).hint("see `rowctl job list`")),
         }
+    }
+
+    /// The job of a kind that runs for an object.
+    pub(super) fn running(&self, kind: &str, object: &str) -> Option<JobInfo> {
+        let list = self.list.lock();
+        let wanted = |job: &&Arc<Job>| job.kind == kind && job.object == object && job.is_running();
+        list.iter().rev().find(wanted).map(|job| job.info())
     }
 
     pub(super) fn cancel_all(&self) {

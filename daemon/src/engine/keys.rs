@@ -118,7 +118,7 @@ impl Engine {
         self.copy_key_of(tree).map_err(|error| error.context(format!("{name} is encrypted")))
     }
 
-    fn copy_key_of(&self, tree: TreeId) -> Result<Option<(CopyKey, Wrapped)>> {
+    pub(super) fn copy_key_of(&self, tree: TreeId) -> Result<Option<(CopyKey, Wrapped)>> {
         let Some(kept) = self.catalogue.read().keys.get(&tree).cloned() else { return Ok(None) };
         let masters = self.keys.masters();
         let raw = copy::derive(&masters.unwrap(&kept)?)?;

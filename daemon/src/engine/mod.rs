@@ -28,6 +28,7 @@ mod making;
 pub mod meters;
 mod names;
 pub mod policies;
+pub mod presence;
 mod recovery;
 pub mod repos;
 mod scrub;
@@ -55,7 +56,7 @@ use crate::pool::journal::{HEADER_BYTES, Kind, MAX_RECORD};
 use crate::units::{DiskId, Lba, Pbn, SnapshotId, TreeId};
 use api::{Actor, ScrubReport};
 use catalogue::{Catalogue, Cut, DiskRecord, Entry, NewDisk, Op, SnapshotRecord, Turn};
-pub use clients::{ClientGuard, Hangup};
+pub use clients::{ClientGuard, Hangup, Pin};
 pub use disks::TAGS_MAX;
 pub use exports::Target;
 
@@ -241,6 +242,9 @@ impl Engine {
             Op::Rollback { .. } | Op::GroupRollback { .. } => {
                 faults::fail_point("rollback.journaled");
             }
+            Op::SnapshotCopied { .. } => faults::fail_point("life.copied"),
+            Op::SnapshotLeave { .. } => faults::fail_point("life.left"),
+            Op::SnapshotDelete { .. } => faults::fail_point("life.deleted"),
             _ => {}
         }
         self.shared.pool.sync()?;
@@ -284,6 +288,7 @@ impl Engine {
             Op::SnapshotCreate(cut) => self.apply_cuts(catalogue, vec![cut], heads)?,
             Op::SnapshotUpdate { snapshot, .. } => catalogue.put_snapshot(snapshot),
             Op::SnapshotDelete { id, .. } => self.apply_snapshot_delete(catalogue, &id)?,
+            Op::SnapshotLeave { id } => self.apply_leave(catalogue, &id)?,
             Op::Rollback { turn, .. } => self.apply_turns(catalogue, vec![turn], heads)?,
             Op::GroupCreate { group, cuts } => {
                 self.apply_cuts(catalogue, cuts, heads)?;
@@ -291,9 +296,7 @@ impl Engine {
             }
             Op::GroupDelete { id, snapshots } => {
                 known(catalogue.remove_group(&id))?;
-                for snapshot in snapshots {
-                    self.apply_snapshot_delete(catalogue, &snapshot)?;
-                }
+                self.apply_snapshot_deletes(catalogue, &snapshots)?;
             }
             Op::GroupRollback { turns, .. } => self.apply_turns(catalogue, turns, heads)?,
             Op::GroupUpdate { group, .. } => catalogue.put_group(group),
@@ -315,9 +318,7 @@ impl Engine {
             Op::ImageUpdate { image, .. } => catalogue.put_image(image),
             Op::ImageDelete { id, snapshots } => {
                 known(catalogue.remove_image(&id))?;
-                for snapshot in snapshots {
-                    self.apply_snapshot_delete(catalogue, &snapshot)?;
-                }
+                self.apply_snapshot_deletes(catalogue, &snapshots)?;
             }
             Op::ImageDeploy { disks, .. } => {
                 disks.into_iter().for_each(|disk| self.apply_new_disk(catalogue, disk));
@@ -357,6 +358,7 @@ impl Engine {
             view.advance(head, next);
             disk.head = next;
             catalogue.put_disk(disk);
+            catalogue.begin_copy(&snapshot);
             catalogue.put_snapshot(snapshot);
         }
         Ok(())
@@ -383,10 +385,26 @@ impl Engine {
         Ok(())
     }
 
+    fn apply_snapshot_deletes(&self, catalogue: &mut Catalogue, ids: &[SnapshotId]) -> Result<()> {
+        ids.iter().try_for_each(|id| self.apply_snapshot_delete(catalogue, id))
+    }
+
     fn apply_snapshot_delete(&self, catalogue: &mut Catalogue, id: &SnapshotId) -> Result<()> {
         let snapshot = known(catalogue.remove_snapshot(id))?;
-        self.tree(snapshot.tree).release(snapshot.node);
+        catalogue.begin_delete_of_copy(&snapshot);
+        if snapshot.is_held() {
+            self.tree(snapshot.tree).release(snapshot.node);
+        }
         self.forget_unused_key(catalogue, snapshot.tree);
+        self.reclaim_wanted.raise();
+        Ok(())
+    }
+
+    fn apply_leave(&self, catalogue: &mut Catalogue, id: &SnapshotId) -> Result<()> {
+        let mut snapshot = known(catalogue.snapshots.get(id).cloned())?;
+        known(snapshot.presence.as_mut())?.pool = presence::InPool::Gone;
+        self.tree(snapshot.tree).release(snapshot.node);
+        catalogue.put_snapshot(snapshot);
         self.reclaim_wanted.raise();
         Ok(())
     }
@@ -398,6 +416,7 @@ impl Engine {
         head: &mut State,
     ) -> Result<()> {
         let disk = known(catalogue.remove_disk(id))?;
+        catalogue.end_access_of(id);
         catalogue.remove_filling(id);
         let live = known(self.disks.write().remove(id))?;
         live.view.close(head);

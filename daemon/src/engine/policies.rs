@@ -243,6 +243,7 @@ impl Engine {
         let _shape = self.shape.lock();
         let disk = self.record(&spec.disk)?;
         self.refuse_filling(&disk.id)?;
+        self.check_previous(&disk)?;
         let head = self.tree(disk.tree).next_epoch()?;
         let name = free_name(&self.catalogue.read(), &disk.id, &spec.name, &spec.time);
         let id = SnapshotId::random()?;
@@ -261,6 +262,7 @@ impl Engine {
             tags: spec.tags,
             consistency: Consistency::Crash,
             automatic: Some(spec.automatic),
+            presence: None,
         };
         self.change(by, Op::SnapshotCreate(Cut { snapshot, head }), message)?;
         self.snapshot(&id)

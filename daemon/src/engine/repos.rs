@@ -35,6 +35,9 @@ pub struct RepoRecord {
     #[serde(default)]
     pub bandwidth: u64,
     pub added_at: u64,
+    /// Snapshots are copied there unless somebody says otherwise.
+    #[serde(default)]
+    pub default: bool,
 }
 
 impl Engine {
@@ -90,6 +93,32 @@ impl Engine {
         }
         let message = format!("repository {} added: {}", repo.name, repo.url);
         self.change(by, Op::RepoAdd { repo }, message)
+    }
+
+    /// The repository that snapshots are copied to unless somebody says otherwise.
+    #[must_use]
+    pub fn default_repo(&self) -> Option<String> {
+        let catalogue = self.catalogue.read();
+        catalogue.repos.values().find(|repo| repo.default).map(|repo| repo.name.clone())
+    }
+
+    /// Makes a repository the default, or (`default` is false) no longer.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn repo_set_default(&self, by: Actor, name: &str, default: bool) -> Result<RepoRecord> {
+        let _shape = self.shape.lock();
+        let repo = self.repo(name)?;
+        if repo.default != default {
+            let (name, message) = match default {
+                true => {
+                    (Some(name.to_owned()), format!("snapshots are copied to {name} from now on"))
+                }
+                false => (None, "snapshots are copied nowhere by default".to_owned()),
+            };
+            self.change(by, Op::RepoDefault { name }, message)?;
+        }
+        self.repo(name)
     }
 
     /// Forgets a repository.

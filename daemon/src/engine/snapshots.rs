@@ -39,8 +39,10 @@ impl Engine {
     ) -> Result<Cut> {
         self.refuse_filling(&disk.id)?;
         self.making.refuse_during_automatic(disk)?;
+        self.check_previous(disk)?;
         let name = self.new_snapshot_name(&disk.id, spec.name, at)?;
         self.check_quota(&disk.id, &disk.name)?;
+        let presence = spec.copy.map(|copy| self.new_presence(disk, &copy, at)).transpose()?;
         let snapshot = SnapshotRecord {
             id: SnapshotId::random()?,
             name,
@@ -55,21 +57,27 @@ impl Engine {
             tags: spec.tags,
             consistency: Consistency::Crash,
             automatic: None,
+            presence,
         };
         Ok(Cut { snapshot, head })
     }
 
-    /// Deletes a snapshot; its blocks are freed in the background. Returns how many bytes that will be.
+    /// Deletes a snapshot; its blocks are freed in the background, and so is the copy that is its presence in a
+    /// repository. Returns how many bytes of the pool that will be.
     ///
     /// # Errors
-    /// `InUse` when disks were made from it or it is open as an export, and `force` is not given.
+    /// `InUse` when disks were made from it or it is open as an export, and `force` is not given; when a disk is
+    /// filled from its copy.
     pub fn snapshot_delete(&self, by: Actor, id: &SnapshotId, force: bool) -> Result<u64> {
         let _shape = self.shape.lock();
         let snapshot = self.snapshot_record(id)?;
         self.check_unpinned(&snapshot)?;
         self.check_unused(&snapshot, force)?;
         let _alone = self.clients.exclude_snapshot(id, &snapshot.name, force)?;
-        let freed = self.exclusive_bytes(snapshot.tree, snapshot.node)?;
+        let freed = match snapshot.is_held() {
+            true => self.exclusive_bytes(snapshot.tree, snapshot.node)?,
+            false => 0,
+        };
         let message = format!("snapshot {} deleted", self.snapshot_label(&snapshot));
         let kind = "snapshot.delete".to_owned();
         self.change(by, Op::SnapshotDelete { id: id.clone(), kind }, message)?;
@@ -77,8 +85,10 @@ impl Engine {
         Ok(freed)
     }
 
-    /// Refuses a snapshot that disks were made from, unless `force` says to go on.
+    /// Refuses a snapshot that disks were made from, unless `force` says to go on; and one that a disk is being
+    /// filled from.
     pub(super) fn check_unused(&self, snapshot: &SnapshotRecord, force: bool) -> Result<()> {
+        self.check_no_filling(snapshot)?;
         let made = self.catalogue.read().made_from(&snapshot.id);
         if made.is_empty() || force {
             return Ok(());
@@ -91,17 +101,17 @@ impl Engine {
         .hint("use --force; these disks stay whole, but can no longer be reinitialised"))
     }
 
-    /// Changes name or description of a snapshot.
+    /// Changes name, description or instant access of a snapshot.
     ///
     /// # Errors
-    /// The name will not do or is taken.
+    /// The name will not do or is taken; `WrongState` when its instant access cannot begin or end now.
     pub fn snapshot_change(
         &self,
         by: Actor,
         id: &SnapshotId,
         change: SnapshotChange,
     ) -> Result<SnapshotInfo> {
-        let _shape = self.shape.lock();
+        let shape = self.shape.lock();
         let mut snapshot = self.snapshot_record(id)?;
         if let Some(name) = change.name.filter(|name| *name != snapshot.name) {
             snapshot.name = self.new_snapshot_name(&snapshot.disk, Some(name), 0)?;
@@ -109,7 +119,13 @@ impl Engine {
         if let Some(description) = change.description {
             snapshot.description = description;
         }
-        self.update_snapshot(by, snapshot, "snapshot.set")
+        if let Some(access) = change.access {
+            self.change_access(&mut snapshot, access)?;
+        }
+        self.update_snapshot(by, snapshot, "snapshot.set")?;
+        drop(shape);
+        self.leave_if_due(by, id)?;
+        self.snapshot(id)
     }
 
     /// Sets and removes tags of a snapshot.
@@ -144,8 +160,8 @@ impl Engine {
         };
         for snapshot in due {
             let _shape = self.shape.lock();
-            if self.check_unpinned(&snapshot).is_err() {
-                // An image was made of it this instant: it goes after the image.
+            if self.check_unpinned(&snapshot).and(self.check_no_filling(&snapshot)).is_err() {
+                // An image is made of it this instant, or a disk: it goes after that.
                 continue;
             }
             // Held until the snapshot is gone, or a client could open it between.

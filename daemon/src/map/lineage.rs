@@ -78,6 +78,13 @@ impl Lineage {
         self.spans.get(at).filter(|(low, _, _)| *low <= epoch.0).map(|(_, _, node)| *node)
     }
 
+    /// The epochs after one that the view sees.
+    #[must_use]
+    pub fn after(&self, epoch: Epoch) -> EpochSet {
+        let later = self.spans.iter().filter(|(_, high, _)| *high > epoch.0);
+        EpochSet(later.map(|(low, high, _)| ((*low).max(epoch.0 + 1), *high)).collect())
+    }
+
     /// The largest epoch the view sees.
     #[must_use]
     pub fn newest(&self) -> Epoch {
@@ -135,5 +142,8 @@ mod tests {
         assert_eq!(lineage.owner(Epoch(5)), Some(Epoch(6)));
         assert_eq!(lineage.owner(Epoch(3)), None);
         assert_eq!(lineage.newest(), Epoch(6));
+        assert_eq!(lineage.after(Epoch(1)), b);
+        assert_eq!(lineage.after(Epoch(5)), EpochSet::one(Epoch(6)));
+        assert_eq!(lineage.after(Epoch(6)).iter().count(), 0);
     }
 }

@@ -35,6 +35,7 @@ pub fn errno(kind: ErrorKind) -> u32 {
         ErrorKind::Unsupported => error::ENOTSUP,
         ErrorKind::InUse
         | ErrorKind::WrongState
+        | ErrorKind::StillCopying
         | ErrorKind::MemberState
         | ErrorKind::Corrupt
         | ErrorKind::Io

@@ -17,6 +17,7 @@ use crate::engine::api::{Actor, DiskInfo, DiskSpec, JobInfo, Tags};
 use crate::engine::copies::{CopyRecord, Filling, Place, Source};
 use crate::engine::jobs::Job;
 use crate::engine::now;
+use crate::engine::presence::Standing;
 use crate::engine::repos::RepoRecord;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{CopyId, InstanceId, SnapshotId};
@@ -80,12 +81,11 @@ impl Vault {
     /// # Errors
     /// A thread cannot be started.
     pub fn resume(self: &Arc<Self>) -> Result<()> {
-        for copy in self.engine.copies().into_iter().filter(|copy| copy.failed.is_none()) {
-            self.begin_upload(copy)?;
-        }
+        self.look(true)?;
         for filling in self.engine.fillings() {
             self.begin_fill(filling)?;
         }
+        self.keep_looking();
         heal::start(self)
     }
 
@@ -114,6 +114,7 @@ impl Vault {
             tags,
             started_at,
             failed: None,
+            deleting: false,
         };
         self.engine.copy_begin(by, copy.clone())?;
         self.begin_upload(copy.clone())?;
@@ -166,7 +167,11 @@ impl Vault {
                 }
                 Ok(found)
             })?;
-            let is_new = |info: &CopyInfo| known.iter().all(|other| other.id != info.id);
+            let leaving = self.engine.copies_leaving();
+            let is_new = |info: &CopyInfo| {
+                known.iter().all(|other| other.id != info.id)
+                    && leaving.iter().all(|other| other.id != info.id)
+            };
             all.extend(found.into_iter().filter(is_new));
             all.extend(known);
         }
@@ -178,7 +183,12 @@ impl Vault {
     /// # Errors
     /// `NotFound`; `Invalid` when several begin so; a repository does not answer.
     pub fn copy(&self, name: &str, repo: Option<&str>) -> Result<CopyInfo> {
-        let fits = |id: &CopyId| name.len() > CopyId::PREFIX.len() && id.as_str().starts_with(name);
+        let leaving = self.engine.copies_leaving();
+        let fits = |id: &CopyId| {
+            name.len() > CopyId::PREFIX.len()
+                && id.as_str().starts_with(name)
+                && leaving.iter().all(|other| other.id != *id)
+        };
         let mut found: Vec<(String, CopyId, SnapshotId)> = Vec::new();
         let mut trouble = None;
         for copy in self.engine.copies().into_iter().filter(|copy| fits(&copy.id)) {
@@ -266,6 +276,11 @@ impl Vault {
             let message = format!("disk {} is being filled from copy {}", filling.disk, info.id);
             return Err(Error::new(ErrorKind::InUse, message).hint("wait, or delete the disk"));
         }
+        if self.engine.snapshot_stay(by, &info.id)? {
+            self.cancel(&info.id);
+            self.look_after_copies()?;
+            return Ok(info.id);
+        }
         if let CopyState::Progressing(Some(_)) = info.state
             && let Some(job) = self.jobs.lock().get(&info.id)
         {
@@ -332,9 +347,8 @@ impl Vault {
         Ok((made, job))
     }
 
-    fn begin_upload(self: &Arc<Self>, copy: CopyRecord) -> Result<()> {
-        let job = self.engine.job_begin("copy", copy.id.as_str())?;
-        self.jobs.lock().insert(copy.id.clone(), Arc::clone(&job));
+    pub(super) fn begin_upload(self: &Arc<Self>, copy: CopyRecord) -> Result<()> {
+        let Some(job) = self.only_job("copy", &copy)? else { return Ok(()) };
         let told = copy.clone();
         let work = move |work: &Work| match &copy.from {
             Some(from) => relay::run(work, &copy, from),
@@ -343,7 +357,7 @@ impl Vault {
         self.spawn(&job, work, move |work, result| {
             let outcome = uploaded(work, &told, result);
             work.vault.jobs.lock().remove(&told.id);
-            outcome
+            work.vault.look_after_copies().and(outcome)
         })
     }
 
@@ -409,18 +423,21 @@ fn uploaded(work: &Work, copy: &CopyRecord, result: Result<Header>) -> Result<St
                 "copy {} of {}@{} to {} complete: {sent} bytes of blocks, {} sent",
                 copy.id, header.disk_name, header.snapshot_name, copy.repo, header.new_stored
             );
-            engine.copy_end(Actor::DAEMON, &copy.id, "copy.done", message.clone())?;
+            engine.copy_done(&copy.id, message.clone())?;
             Ok(message)
         }
-        Err(error) if error.kind() == ErrorKind::Cancelled => {
-            give_up(work, copy)?;
-            relay::release(&work.vault, copy);
-            let message = format!("copy {} to {} cancelled", copy.id, copy.repo);
-            engine.copy_end(Actor::DAEMON, &copy.id, "copy.cancel", message)?;
-            Err(error)
-        }
         Err(error) => {
-            engine.copy_failed(Actor::DAEMON, &copy.id, Some(error.to_string()))?;
+            match (engine.copy_standing(&copy.id), error.kind()) {
+                // It is deleted next, on a job of its own.
+                (Standing::Leaving, _) => {}
+                (Standing::Beside, ErrorKind::Cancelled) => {
+                    give_up(work, copy)?;
+                    relay::release(&work.vault, copy);
+                    let message = format!("copy {} to {} cancelled", copy.id, copy.repo);
+                    engine.copy_end(Actor::DAEMON, &copy.id, "copy.cancel", message)?;
+                }
+                _ => drop(engine.copy_failed(Actor::DAEMON, &copy.id, Some(error.to_string()))?),
+            }
             Err(error)
         }
     };
@@ -440,7 +457,7 @@ fn give_up(work: &Work, copy: &CopyRecord) -> Result<()> {
     })
 }
 
-fn in_words(done: collect::Collected) -> String {
+pub(super) fn in_words(done: collect::Collected) -> String {
     match done.later {
         true => "left for later: an upload is under way".to_owned(),
         false => format!("{} chunks freed", done.chunks),

@@ -13,6 +13,7 @@ mod download;
 mod format;
 mod header;
 mod heal;
+mod leaving;
 mod relay;
 mod seal;
 mod store;
@@ -134,6 +135,10 @@ impl Vault {
         }
     }
 
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
     /// Makes a repository known; makes its format file if it has none.
     ///
     /// # Errors
@@ -153,6 +158,7 @@ impl Vault {
             allow_http: spec.allow_http,
             bandwidth: spec.bandwidth,
             added_at: now(),
+            default: false,
         };
         let store = Store::open(&repo)?;
         let format = self.wait(&repo.name, async move {
@@ -177,6 +183,8 @@ impl Vault {
         let filling = self.engine.fillings().into_iter().find(|filling| filling.repo == name);
         let user = copy.map(|copy| format!("copy {}", copy.id));
         let user = user.or(filling.map(|filling| format!("disk {}", filling.disk)));
+        let snapshot = self.engine.snapshot_in_repo(name);
+        let user = user.or(snapshot.map(|snapshot| format!("snapshot {snapshot}")));
         if let Some(user) = user {
             let message = format!("repository {name} is in use by {user}");
             return Err(Error::new(ErrorKind::InUse, message).hint("wait for it, or delete it"));

@@ -22,8 +22,9 @@ use super::table::{Chunk, Piece, Table};
 use super::work::{Pacer, Work};
 use crate::disk::lane::Lane;
 use crate::engine::api::{Change, SnapshotInfo};
-use crate::engine::copies::CopyRecord;
-use crate::engine::now;
+use crate::engine::copies::{Base, CopyRecord};
+use crate::engine::presence::Standing;
+use crate::engine::{Pin, now};
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
 use crate::units::{BLOCK_SIZE, ByteRange, CopyId};
@@ -68,7 +69,14 @@ pub(super) fn run(work: &Work, copy: &CopyRecord) -> Result<Header> {
     let repo = engine.repo(&copy.repo)?;
     let job = Arc::clone(&work.job);
     let user = format!("copy {} to {}", copy.id, copy.repo);
-    let target = engine.pin_snapshot(&copy.snapshot, &user, Box::new(move || job.cancel()))?;
+    // Of a snapshot that goes, its own copy goes too.
+    let pin = match engine.copy_standing(&copy.id) {
+        Standing::Own => Pin::Yields,
+        Standing::Beside => Pin::Held,
+        Standing::Leaving => return Err(Error::new(ErrorKind::Cancelled, "cancelled")),
+    };
+    let hangup = Box::new(move || job.cancel());
+    let target = engine.pin_snapshot(&copy.snapshot, &user, pin, hangup)?;
     let info = engine.snapshot(&copy.snapshot)?;
     let (store, _) = work.wait(open_repo(&repo))?;
     let key = header::key(&copy.id, &copy.snapshot);
@@ -81,9 +89,7 @@ pub(super) fn run(work: &Work, copy: &CopyRecord) -> Result<Header> {
     work.wait(mark(work, &store, &copy.id, None))?;
     faults::fail_point("copy.marked");
     let sealing = Sealing::of_snapshot(engine, &copy.snapshot)?;
-    let base = find_base(work, &store, copy, &sealing)?;
-    let from = base.as_ref().map(|(header, _)| header.snapshot.clone());
-    let changes = engine.changes(from.as_ref(), &copy.snapshot)?;
+    let (base, changes) = base_and_changes(work, &store, copy, &sealing)?;
     let own = format!("chunks/{}", copy.id);
     let there: HashSet<String> = work.wait(store.list(&own))?.into_iter().collect();
     let mut sender = Sender {
@@ -214,6 +220,32 @@ pub(super) fn drain<T: 'static>(work: &Work, id: &CopyId, under_way: &mut JoinSe
     }
 }
 
+/// A copy to build on, and what changed since then.
+type Since = (Option<(Header, Table)>, Vec<Change>);
+
+fn base_and_changes(
+    work: &Work,
+    store: &Store,
+    copy: &CopyRecord,
+    sealing: &Sealing,
+) -> Result<Since> {
+    use ErrorKind::{NotFound, ShuttingDown, WrongState};
+    loop {
+        let found = find_base(work, store, copy, sealing)?;
+        let base = found.as_ref().map(|(base, _)| base);
+        match work.vault.engine.changes(base, &copy.snapshot) {
+            // The snapshot of the base went this instant: another one serves, or none.
+            Err(e)
+                if base.is_some() && matches!(e.kind(), NotFound | WrongState | ShuttingDown) =>
+            {
+                tracing::debug!(error = %e, "not compared");
+                work.check()?;
+            }
+            changes => return Ok((found.map(|(_, copy)| copy), changes?)),
+        }
+    }
+}
+
 /// The copy in the repository that has most in common with the snapshot, and its table. One that is damaged
 /// is passed over: a copy must not be built on it.
 fn find_base(
@@ -221,18 +253,18 @@ fn find_base(
     store: &Store,
     copy: &CopyRecord,
     sealing: &Sealing,
-) -> Result<Option<(Header, Table)>> {
+) -> Result<Option<(Base, (Header, Table))>> {
     let keys = work.wait(store.list(COPIES))?;
     let mut known: Vec<_> = keys.iter().filter_map(|key| header::parse_key(key)).collect();
     loop {
         let among: Vec<_> = known.iter().map(|(_, snapshot)| snapshot.clone()).collect();
-        let Some(snapshot) = work.vault.engine.copy_base(&copy.snapshot, &among) else {
+        let Some(base) = work.vault.engine.copy_base(&copy.snapshot, &among) else {
             return Ok(None);
         };
-        let Some(at) = known.iter().position(|(_, other)| *other == snapshot) else {
+        let Some(at) = known.iter().position(|(_, other)| *other == base.snapshot) else {
             return Ok(None);
         };
-        let (id, _) = known.swap_remove(at);
+        let (id, snapshot) = known.swap_remove(at);
         let found = work.wait(async {
             let header = Header::read(store, &header::key(&id, &snapshot)).await?;
             let table = header.table(store).await?;
@@ -240,7 +272,7 @@ fn find_base(
         });
         match found {
             Ok((header, table)) if sealing.fits(&header, &table) => {
-                return Ok(Some((header, table)));
+                return Ok(Some((base, (header, table))));
             }
             Ok(_) => tracing::warn!(copy = %id, "not used as a base: its key is another one"),
             Err(e) if header::is_passed_over(&e) => {

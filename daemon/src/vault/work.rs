@@ -98,9 +98,13 @@ impl Vault {
                 }
             }
         };
+        let mut threads = self.threads.lock();
+        // Who goes down has taken the threads, and waits for no more.
+        if self.is_closing() {
+            return Err(Error::new(ErrorKind::ShuttingDown, "the daemon is going down"));
+        }
         let thread = std::thread::Builder::new().name("vault-job".to_owned()).spawn(run);
         let thread = thread.map_err(|e| Error::io("start a thread", &e))?;
-        let mut threads = self.threads.lock();
         threads.retain(|thread| !thread.is_finished());
         threads.push(thread);
         Ok(())

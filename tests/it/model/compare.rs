@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use rowd::disk::Disk;
 use rowd::disk::lane::Lane;
+use rowd::error::ErrorKind;
 use rowd::units::{BLOCK_SIZE, ByteRange, SnapshotId};
 
 use super::machine::{Machine, Outcome, text};
@@ -49,6 +50,13 @@ impl Machine {
         equal("snapshots", engine.snapshots(None).len(), reference.snapshots.len())?;
         for snapshot in &reference.snapshots {
             let name = format!("{}@{}", snapshot.disk, snapshot.name);
+            self.compare_presence(snapshot)?;
+            if !snapshot.usable() {
+                let opened = self.engine().open_export(&name, "model", None, Box::new(|| {}));
+                let kind = opened.map(|_| "opened").map_err(|error| error.kind());
+                equal(&name, kind, Err(ErrorKind::WrongState))?;
+                continue;
+            }
             self.compare_export(&name, reference, snapshot.node, snapshot.size)?;
         }
         self.compare_groups(reference)?;
@@ -92,7 +100,8 @@ impl Machine {
         for snapshot in &reference.snapshots {
             let told = engine.snapshot(&snapshot.id).map_err(text)?.exclusive_bytes / BLOCK_SIZE;
             let what = format!("exclusive blocks of {}@{}", snapshot.disk, snapshot.name);
-            equal(&what, told, reference.exclusive(snapshot.node))?;
+            let held = snapshot.held();
+            equal(&what, told, if held { reference.exclusive(snapshot.node) } else { 0 })?;
         }
         self.compare_contents(&reference)?;
         self.compare_diffs(&reference)
@@ -101,7 +110,7 @@ impl Machine {
     /// Each snapshot against the one listed before it, and against nothing.
     fn compare_diffs(&self, reference: &Reference) -> Outcome {
         let mut before: Option<(NodeId, SnapshotId)> = None;
-        for snapshot in &reference.snapshots {
+        for snapshot in reference.snapshots.iter().filter(|snapshot| snapshot.held()) {
             let node = snapshot.node;
             for from in std::iter::once(None).chain(before.take().map(Some)) {
                 let tree = |node: NodeId| reference.nodes[&node].tree;

@@ -61,10 +61,13 @@ impl Machine {
             return self.shed();
         }
         let full = disks.iter().any(|disk| self.reference.manual_snapshots(disk) >= QUOTA);
+        let waits = disks.iter().any(|disk| self.reference.waits(disk));
         let name = Some(self.new_name());
         let spec = GroupSpec { disks: disks.clone(), name, ..GroupSpec::default() };
         match self.engine().group_create(BY, spec) {
             Ok(_) if full => Err("the quota is not kept by a group".to_owned()),
+            Ok(_) if waits => Err("a group beside a snapshot that cannot be used yet".to_owned()),
+            Err(error) if error.kind() == ErrorKind::StillCopying && waits => Ok(()),
             Ok(made) => {
                 equal("disks of a new group", made.members.len(), disks.len())?;
                 self.reference.make_group(&made);
@@ -159,12 +162,17 @@ impl Machine {
             self.reference.disk_of(disk).is_some() && self.reference.snapshot_of(snapshot).is_some()
         };
         let full = |disk: &DiskId| self.reference.manual_snapshots(disk) >= QUOTA;
+        let first_fails = |(disk, _): &(DiskId, SnapshotId)| match chosen.contains(disk) {
+            true if self.reference.waits(disk) => Some(ErrorKind::StillCopying),
+            true if full(disk) => Some(ErrorKind::Quota),
+            _ => None,
+        };
         if named.is_empty() && !members.iter().any(whole) {
             Some(ErrorKind::GroupState)
         } else if members.iter().any(|one| chosen.contains(&one.0) && !whole(one)) {
             Some(ErrorKind::MemberState)
-        } else if first && chosen.iter().any(full) {
-            Some(ErrorKind::Quota)
+        } else if let Some(kind) = members.iter().find_map(first_fails).filter(|_| first) {
+            Some(kind)
         } else if busy && chosen.iter().any(|disk| self.sessions.contains_key(disk)) {
             Some(ErrorKind::InUse)
         } else {

@@ -67,7 +67,13 @@ impl Machine {
             blank: vec![BLANK_BYTES],
             tags: Tags::new(),
         };
-        let made = self.engine().image_create(BY, spec).map_err(text)?;
+        let usable = |id: &SnapshotId| self.reference.snapshots[self.reference.place(id)].usable();
+        let all_usable = snapshots.iter().all(usable);
+        let made = match self.engine().image_create(BY, spec) {
+            Err(error) if error.kind() == ErrorKind::WrongState && !all_usable => return Ok(()),
+            Ok(_) if !all_usable => return Err("an image of what cannot be used".to_owned()),
+            made => made.map_err(text)?,
+        };
         self.reference.images.push(Image { id: made.id, name, snapshots });
         Ok(())
     }

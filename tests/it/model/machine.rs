@@ -20,6 +20,7 @@ use rowd::pool::file::IoMode;
 use rowd::units::{BLOCK_SIZE, BlockRange, DiskId};
 use tempfile::TempDir;
 
+use super::copies::Repository;
 use super::op::Op;
 use super::power::Image;
 use super::reference::{Effect, Reference};
@@ -82,6 +83,7 @@ pub struct Machine {
     pub reference: Reference,
     pub sessions: HashMap<DiskId, Session>,
     pub image: Image,
+    pub repository: Repository,
     pub stamp: u64,
     names: u64,
     dirtied: u64,
@@ -109,10 +111,12 @@ impl Machine {
             reference: Reference::default(),
             sessions: HashMap::new(),
             image: Image::default(),
+            repository: Repository::new(),
             stamp: 0,
             names: 0,
             dirtied: 0,
         };
+        machine.add_repository()?;
         // More than one: groups need company.
         machine.create(200)?;
         machine.create(70)?;
@@ -128,6 +132,7 @@ impl Machine {
     pub fn step(&mut self, op: &Op) -> Outcome {
         self.make_room()?;
         self.act(op)?;
+        self.leave()?;
         self.observe()
     }
 
@@ -160,6 +165,9 @@ impl Machine {
                 self.delete_image(*image, *snapshots, *force)
             }
             Op::Deploy { image } => self.deploy(*image),
+            Op::Keep { disk, access } => self.keep(*disk, *access),
+            Op::Copy { snapshot } => self.copy(*snapshot),
+            Op::Access { snapshot, on } => self.access(*snapshot, *on),
             Op::Checkpoint => self.checkpoint(),
             Op::ReclaimStep { leaves, steps } => self.reclaim(*leaves, *steps),
             Op::ReclaimAll => self.engine().reclaim_all().map_err(text),
@@ -249,6 +257,11 @@ impl Machine {
         }
         let name = self.new_name();
         let size = self.reference.snapshots[snapshot].size + u64::from(extra) * BLOCK_SIZE;
+        if !self.reference.snapshots[snapshot].usable() {
+            let from = Some(self.reference.snapshots[snapshot].id.clone());
+            let spec = DiskSpec { name, from, ..DiskSpec::default() };
+            return unusable(self.engine().disk_create(BY, spec));
+        }
         self.make_disk(name, (extra > 0).then_some(size), Some(snapshot))
     }
 
@@ -276,8 +289,12 @@ impl Machine {
             name: Some(name.clone()),
             description: String::new(),
             tags: Tags::new(),
+            copy: None,
         };
+        let waits = self.reference.waits(&self.reference.disks[disk].id);
         match self.engine().snapshot_create(BY, spec) {
+            Err(error) if error.kind() == ErrorKind::StillCopying && waits => Ok(()),
+            Ok(_) if waits => Err("a snapshot beside one that cannot be used yet".to_owned()),
             Ok(_) if manual >= QUOTA => Err("the quota is not kept".to_owned()),
             Ok(made) => {
                 let node = self.reference.freeze(disk, made.id, &name, false);
@@ -328,6 +345,9 @@ impl Machine {
         let id = self.reference.disks[at].id.clone();
         let own: Vec<_> = self.reference.snapshots.iter().filter(|s| s.disk == id).collect();
         let Some(to) = own.get(usize::from(snapshot) % own.len().max(1)) else { return Ok(()) };
+        if !to.usable() {
+            return unusable(self.engine().disk_rollback(BY, &id, &to.id, false));
+        }
         let (to, node, size) = (to.id.clone(), to.node, to.size);
         if busy && self.sessions.contains_key(&id) {
             return refused(self.engine().disk_rollback(BY, &id, &to, false));
@@ -358,7 +378,7 @@ impl Machine {
         };
         let target = origin.as_ref().map(|origin| {
             let found = self.reference.snapshots.iter().find(|s| s.id == *origin);
-            found.map(|s| (s.node, s.size))
+            found.filter(|s| s.usable()).map(|s| (s.node, s.size))
         });
         self.sessions.remove(&id);
         match (self.engine().disk_reinit(BY, &id, false), target) {
@@ -420,7 +440,7 @@ impl Machine {
     fn rename_snapshot(&mut self, snapshot: u8) -> Outcome {
         let Some(at) = self.pick_snapshot(snapshot) else { return Ok(()) };
         let (id, name) = (self.reference.snapshots[at].id.clone(), self.new_name());
-        let change = SnapshotChange { name: Some(name.clone()), description: None };
+        let change = SnapshotChange { name: Some(name.clone()), ..SnapshotChange::default() };
         self.engine().snapshot_change(BY, &id, change).map_err(text)?;
         self.reference.snapshots[at].name = name;
         Ok(())
@@ -458,6 +478,13 @@ impl Machine {
         self.engine = Some(opened.map_err(|e| format!("open: {e}"))?);
         self.dirtied = 0;
         Ok(())
+    }
+}
+
+fn unusable<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Outcome {
+    match outcome {
+        Err(error) if error.kind() == ErrorKind::WrongState => Ok(()),
+        other => Err(format!("a snapshot that cannot be used should be refused: {other:?}")),
     }
 }
 

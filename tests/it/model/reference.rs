@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use rowd::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, ByteRange, DiskId, GroupId, SnapshotId};
 
+use super::copies::Presence;
 use super::images::Image;
 
 pub type NodeId = u64;
@@ -44,8 +45,10 @@ pub struct Snapshot {
     pub name: String,
     pub disk: DiskId,
     pub size: u64,
+    /// Gone, when the snapshot is in the repository only.
     pub node: NodeId,
     pub undo: bool,
+    pub presence: Option<Presence>,
 }
 
 #[derive(Clone, Debug)]
@@ -124,6 +127,7 @@ impl Reference {
 
     pub fn delete_disk(&mut self, disk: usize) {
         let disk = self.disks.remove(disk);
+        self.end_access(&disk.id);
         self.release(disk.head);
         let gone: Vec<NodeId> =
             self.snapshots.iter().filter(|s| s.undo && s.disk == disk.id).map(|s| s.node).collect();
@@ -137,7 +141,7 @@ impl Reference {
         let (of, size, node) =
             (self.disks[disk].id.clone(), self.disks[disk].size, self.disks[disk].head);
         let name = name.to_owned();
-        self.snapshots.push(Snapshot { id, name, disk: of, size, node, undo });
+        self.snapshots.push(Snapshot { id, name, disk: of, size, node, undo, presence: None });
         node
     }
 
@@ -147,10 +151,12 @@ impl Reference {
 
     pub fn delete_snapshot(&mut self, snapshot: usize) {
         let snapshot = self.snapshots.remove(snapshot);
-        self.release(snapshot.node);
+        if snapshot.held() {
+            self.release(snapshot.node);
+        }
     }
 
-    fn release(&mut self, node: NodeId) {
+    pub fn release(&mut self, node: NodeId) {
         self.nodes.get_mut(&node).expect("a node").released = true;
     }
 

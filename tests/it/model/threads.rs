@@ -41,7 +41,7 @@ fn make(engine: &Engine, name: &str, from: Option<SnapshotId>) -> Result<DiskId,
 
 fn snapshot(engine: &Engine, disk: &DiskId, name: String) -> Result<SnapshotId, String> {
     let (disk, name, description) = (disk.clone(), Some(name), String::new());
-    let spec = SnapshotSpec { disk, name, description, tags: Tags::new() };
+    let spec = SnapshotSpec { disk, name, description, tags: Tags::new(), copy: None };
     Ok(engine.snapshot_create(BY, spec).map_err(text)?.id)
 }
 

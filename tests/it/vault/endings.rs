@@ -72,6 +72,77 @@ fn a_copy_goes_on_wherever_the_daemon_was_killed() {
     }
 }
 
+/// A snapshot that is to be in the repository gets there, and leaves the pool, wherever the daemon was killed.
+#[test]
+fn a_snapshot_gets_to_its_repository_wherever_the_daemon_was_killed() {
+    let points = VAULT_FAIL_POINTS.iter();
+    let points = points.filter(|point| point.starts_with("copy.") || point.starts_with("life."));
+    for point in points.filter(|point| **point != "life.deleted") {
+        let mut daemon = daemon(point);
+        let expected = contents(&daemon, "data", 64 << 20);
+        daemon.try_ctl(&["snapshot", "create", "data", "three", "--repo", "backup"]);
+        next(&mut daemon);
+        let told = wait::until("a snapshot that has left the pool", || {
+            let told = daemon.json(&["snapshot", "show", "data@three"]);
+            (told["presence"] == json!(["repository"])).then_some(told)
+        });
+        assert_eq!(told["status"], "accomplished", "{point}");
+        let copy = told["copy"].as_str().unwrap();
+        daemon.ctl(&["snapshot", "verify", "data@three"]);
+        daemon.ctl(&["disk", "create", "again", "--from", "data@three", "--size", "65MiB"]);
+        next_job(&daemon);
+        assert!(contents(&daemon, "again", 64 << 20) == expected, "{point}");
+        assert!(!objects(&daemon).iter().any(|one| one.contains("/uploads/")), "{point}");
+        daemon.ctl(&["snapshot", "delete", "data@three", "--force", "--yes"]);
+        wait::until("the end of the copy", || {
+            let left = objects(&daemon);
+            (!left.iter().any(|object| object.contains(copy))).then_some(())
+        });
+    }
+}
+
+/// The delete of a snapshot that is in a repository is finished by the next daemon.
+#[test]
+fn a_snapshot_in_a_repository_is_gone_from_there_wherever_the_daemon_was_killed() {
+    for point in ["life.deleted", "delete.marked", "collect.step"] {
+        let mut daemon = daemon("copy.marked");
+        daemon.kill();
+        daemon.change_setup(|setup| setup.env("ROWD_FAIL_POINT", "copy.marked:1000000"));
+        daemon.start();
+        daemon.ctl(&["snapshot", "create", "data", "three", "--repo", "backup", "--wait"]);
+        let told = daemon.json(&["snapshot", "show", "data@three"]);
+        daemon.stop();
+        let env = format!("{point}:1");
+        daemon.change_setup(|setup| setup.env("ROWD_FAIL_POINT", &env));
+        daemon.start();
+        daemon.try_ctl(&["snapshot", "delete", "data@three", "--yes"]);
+        next(&mut daemon);
+        daemon.json_error(20, &["snapshot", "show", "data@three"]);
+        let copy = told["copy"].as_str().unwrap();
+        wait::until("the end of the copy", || {
+            let left = objects(&daemon);
+            (!left.iter().any(|object| object.contains(copy))).then_some(())
+        });
+        // What is left is whole.
+        assert_eq!(copies(&daemon).len(), 1, "{point}");
+        daemon.ctl(&["copy", "verify", id(&copies(&daemon)[0])]);
+    }
+}
+
+/// What is in the repository, less what a write that was killed has left beside its object.
+fn objects(daemon: &Daemon) -> Vec<String> {
+    let all = files(&daemon.file("vault")).into_iter().map(|file| file.display().to_string());
+    all.filter(|name| !name.contains('#')).collect()
+}
+
+fn next_job(daemon: &Daemon) {
+    wait::until("the end of all jobs", || {
+        let jobs = daemon.json(&["job", "list"]);
+        let running = jobs.as_array().unwrap().iter().any(|job| job["state"] == "running");
+        (!running).then_some(())
+    });
+}
+
 #[test]
 fn a_disk_is_filled_or_gone_wherever_the_daemon_was_killed() {
     let mut daemon = daemon("fill.written");

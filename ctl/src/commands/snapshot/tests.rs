@@ -1,6 +1,6 @@
 //! What people see of snapshots, letter by letter.
 
-use rowd_proto::{Tags, Time};
+use rowd_proto::{Place, Tags, Time};
 
 use super::*;
 use crate::render::Format;
@@ -23,7 +23,13 @@ fn snapshot(name: &str) -> Snapshot {
         consistency: Consistency::Crash,
         status: SnapshotStatus::Accomplished,
         progress: 100,
+        remaining_s: None,
+        reason: None,
         instant_access: true,
+        instant_access_until: None,
+        presence: vec![Place::Pool],
+        repo: None,
+        copy: None,
         exclusive_bytes: 12288,
         stored_bytes: 1 << 20,
         parent: None,
@@ -82,6 +88,35 @@ fn one_snapshot_in_full() {
 }
 
 #[test]
+fn a_snapshot_on_its_way_says_where_it_goes_and_until_when_it_can_be_used() {
+    let mut one = snapshot("mon");
+    one.status = SnapshotStatus::Progressing;
+    (one.progress, one.remaining_s, one.instant_access) = (37, Some(12), false);
+    (one.repo, one.copy) = (Some("backup".to_owned()), Some("c-1".to_owned()));
+    let text = fields(&one, &plain());
+    for line in [
+        "status       progressing, 37 %",
+        "remaining    12 s",
+        "in pool      until it is copied",
+        "repository   backup",
+        "copy         c-1",
+    ] {
+        assert!(text.contains(line), "{line:?} is not in\n{text}");
+    }
+    assert!(table(&[one.clone()], &plain()).ends_with("progressing, 37 %  to backup"));
+    one.status = SnapshotStatus::Accomplished;
+    (one.instant_access, one.instant_access_until) = (true, Some(Time::from_unix(1_769_853_600)));
+    one.presence.push(Place::Repository);
+    let text = table(&[one.clone()], &plain());
+    assert!(text.ends_with("in backup, instant access until 2026-01-31T10:00:00Z"), "{text}");
+    one.status = SnapshotStatus::Failed;
+    one.reason = Some("no route".to_owned());
+    let text = fields(&one, &plain());
+    assert!(text.contains("reason       no route"), "{text}");
+    assert!(text.contains("try again    rowctl copy retry c-1"), "{text}");
+}
+
+#[test]
 fn a_diff_ends_with_its_total() {
     let ranges = [
         DiffRange { offset: 0, length: 8192, zero: false },
@@ -111,6 +146,12 @@ fn json_has_every_field_of_the_contract() {
         "status",
         "progress",
         "instant_access",
+        "instant_access_until",
+        "remaining_s",
+        "reason",
+        "presence",
+        "repo",
+        "copy",
         "exclusive_bytes",
         "tags",
     ] {

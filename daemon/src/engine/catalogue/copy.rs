@@ -5,6 +5,7 @@
 
 use super::{Catalogue, Op};
 use crate::engine::copies::{CopyRecord, Filling};
+use crate::engine::repos::RepoRecord;
 use crate::error::{Error, Result};
 use crate::units::{CopyId, DiskId};
 
@@ -19,7 +20,14 @@ impl Catalogue {
                 self.put_repo(repo);
                 true
             }
-            Op::RepoRemove { name } => self.remove_repo(&name).is_some(),
+            Op::RepoDefault { name } => {
+                self.set_default_repo(name.as_deref());
+                true
+            }
+            Op::RepoRemove { name } => {
+                self.forget_deletes_in(&name);
+                self.remove_repo(&name).is_some()
+            }
             Op::CopyPut { copy, .. } => {
                 self.put_copy(copy);
                 true
@@ -36,6 +44,24 @@ impl Catalogue {
         match there {
             true => Ok(()),
             false => Err(Error::corrupt("a catalogue record names what does not exist")),
+        }
+    }
+
+    /// What was still to be deleted in a repository stays there.
+    fn forget_deletes_in(&mut self, repo: &str) {
+        let there = self.copies.values().filter(|copy| copy.deleting && copy.repo == repo);
+        let ids: Vec<CopyId> = there.map(|copy| copy.id.clone()).collect();
+        for id in &ids {
+            self.remove_copy(id);
+        }
+    }
+
+    fn set_default_repo(&mut self, name: Option<&str>) {
+        let changed = |repo: &&RepoRecord| repo.default != (Some(repo.name.as_str()) == name);
+        let changed: Vec<RepoRecord> = self.repos.values().filter(changed).cloned().collect();
+        for mut repo in changed {
+            repo.default = !repo.default;
+            self.put_repo(repo);
         }
     }
 

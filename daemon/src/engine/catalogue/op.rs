@@ -27,6 +27,7 @@ impl Catalogue {
             | Op::PolicyDelete { .. }
             | Op::PolicyHold { .. }
             | Op::PolicyResume { .. } => self.apply_policy(op),
+            Op::SnapshotCopied { .. } | Op::SnapshotStay { .. } => self.apply_presence(op),
             op => self.apply_vault(op),
         }
     }
@@ -71,6 +72,20 @@ pub enum Op {
     SnapshotDelete {
         id: SnapshotId,
         kind: String,
+    },
+    /// The copy of a snapshot that is to be in a repository has all of it.
+    SnapshotCopied {
+        id: SnapshotId,
+        copy: CopyId,
+    },
+    /// The blocks of a snapshot leave the pool; it is in its repository.
+    SnapshotLeave {
+        id: SnapshotId,
+    },
+    /// A snapshot stays in the pool, and its copy is to be deleted.
+    SnapshotStay {
+        id: SnapshotId,
+        copy: CopyId,
     },
     Rollback {
         #[serde(flatten)]
@@ -152,6 +167,10 @@ pub enum Op {
     DiskFilled {
         id: DiskId,
     },
+    /// Snapshots are copied to this repository unless somebody says otherwise, or to none.
+    RepoDefault {
+        name: Option<String>,
+    },
     /// The repository is forgotten; what is in it stays.
     RepoRemove {
         name: String,
@@ -195,6 +214,9 @@ impl Op {
             Op::SnapshotCreate(cut) => ("snapshot.create", cut.snapshot.id.as_str()),
             Op::SnapshotUpdate { snapshot, kind } => (kind, snapshot.id.as_str()),
             Op::SnapshotDelete { id, kind } => (kind, id.as_str()),
+            Op::SnapshotCopied { copy, .. } => ("copy.done", copy.as_str()),
+            Op::SnapshotLeave { id } => ("snapshot.leave", id.as_str()),
+            Op::SnapshotStay { copy, .. } => ("copy.delete", copy.as_str()),
             Op::Rollback { turn, kind } => (kind, turn.disk.as_str()),
             Op::GroupCreate { group, .. } => ("group.create", group.id.as_str()),
             Op::GroupDelete { id, .. } => ("group.delete", id.as_str()),
@@ -212,6 +234,7 @@ impl Op {
             Op::DiskFill { filling, .. } => ("disk.fill", filling.disk.as_str()),
             Op::DiskFilled { id } => ("disk.filled", id.as_str()),
             Op::RepoAdd { repo } => ("repo.add", repo.name.as_str()),
+            Op::RepoDefault { name } => ("repo.default", name.as_deref().unwrap_or("none")),
             Op::RepoRemove { name } => ("repo.remove", name.as_str()),
             Op::PolicyPut { policy, kind } => (kind, policy.id.as_str()),
             Op::PolicyDelete { id, .. } => ("policy.delete", id.as_str()),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::crypt::master::Wrapped;
 use crate::engine::api::policy::Automatic;
 use crate::engine::api::{Consistency, SnapshotKind, Tags};
+use crate::engine::presence::Presence;
 use crate::units::{DiskId, Epoch, GroupId, ImageId, InstanceId, PolicyId, SnapshotId, TreeId};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +84,9 @@ pub struct SnapshotRecord {
     /// What made it, if that was a policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub automatic: Option<Automatic>,
+    /// Where else it is or will be than in the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presence: Option<Presence>,
 }
 
 /// Snapshots of several disks at one instant.

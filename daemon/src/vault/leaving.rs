@@ -1,0 +1,142 @@
+//! Looking after copies: those that have to be made are being made, those that have to go are being deleted.
+//!
+//! Invariants: a copy has one job at most; what the catalogue says has to be done is done at some time, whoever
+//! wrote it there and whenever the daemon ended.
+//! Absent: how a copy is made (`upload.rs`), and what is freed after a delete (`collect.rs`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::work::Work;
+use super::{Vault, collect, open_repo};
+use crate::engine::api::Actor;
+use crate::engine::copies::CopyRecord;
+use crate::engine::jobs::Job;
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::CopyId;
+
+/// How often somebody looks whether there is something to do that nobody has told.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A delete that failed is tried again so many looks later.
+const RETRY_LOOKS: u32 = 60;
+
+impl Vault {
+    /// Begins what is to be done about copies and has not begun.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn look_after_copies(self: &Arc<Self>) -> Result<()> {
+        self.look(false)
+    }
+
+    /// Looks again and again, until the daemon goes down.
+    pub(super) fn keep_looking(self: &Arc<Self>) {
+        let weak = Arc::downgrade(self);
+        self.handle.spawn(async move {
+            let mut looks: u32 = 0;
+            loop {
+                tokio::time::sleep(LOOK_EVERY).await;
+                let Some(vault) = weak.upgrade().filter(|vault| !vault.is_closing()) else {
+                    return;
+                };
+                looks = looks.wrapping_add(1);
+                let again = looks.is_multiple_of(RETRY_LOOKS);
+                let looked = tokio::task::spawn_blocking(move || vault.look(again)).await;
+                match looked {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::warn!(%error, "copies do not go on"),
+                    Err(error) => tracing::error!(%error, "nobody looks after copies"),
+                }
+            }
+        });
+    }
+
+    /// As [`Vault::look_after_copies`], with `again` also what failed to be deleted.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn look(self: &Arc<Self>, again: bool) -> Result<()> {
+        if self.is_closing() {
+            return Ok(());
+        }
+        for copy in self.engine.copies().into_iter().filter(|copy| copy.failed.is_none()) {
+            self.begin_upload(copy)?;
+        }
+        let leaving = self.engine.copies_leaving().into_iter();
+        for copy in leaving.filter(|copy| again || copy.failed.is_none()) {
+            self.begin_delete(copy)?;
+        }
+        Ok(())
+    }
+
+    /// Asks the job of a copy to end.
+    pub(super) fn cancel(&self, copy: &CopyId) {
+        if let Some(job) = self.jobs.lock().get(copy) {
+            job.cancel();
+        }
+    }
+
+    /// A job for a copy, unless it has one or is no longer as it was.
+    pub(super) fn only_job(
+        &self,
+        kind: &'static str,
+        copy: &CopyRecord,
+    ) -> Result<Option<Arc<Job>>> {
+        let mut jobs = self.jobs.lock();
+        if jobs.contains_key(&copy.id) || self.engine.copy_record(&copy.id).as_ref() != Some(copy) {
+            return Ok(None);
+        }
+        let job = self.engine.job_begin(kind, copy.id.as_str())?;
+        jobs.insert(copy.id.clone(), Arc::clone(&job));
+        Ok(Some(job))
+    }
+
+    fn begin_delete(self: &Arc<Self>, copy: CopyRecord) -> Result<()> {
+        let Some(job) = self.only_job("delete", &copy)? else { return Ok(()) };
+        let told = copy.clone();
+        let work = move |work: &Work| {
+            let repo = work.vault.engine.repo(&copy.repo)?;
+            work.wait(async {
+                let (store, _) = open_repo(&repo).await?;
+                collect::delete(&store, &copy.id, Some(&copy.snapshot)).await?;
+                // Before the record goes: a start in between begins again.
+                match collect::collect(&store).await {
+                    Err(error) => {
+                        // Another copy is damaged, say. This one is gone all the same.
+                        tracing::warn!(%error, copy = %copy.id, "its chunks are not freed");
+                        Ok(error.to_string())
+                    }
+                    Ok(done) => Ok(super::copies::in_words(done)),
+                }
+            })
+        };
+        self.spawn(&job, work, move |work, result| {
+            let outcome = deleted(work, &told, result);
+            work.vault.jobs.lock().remove(&told.id);
+            outcome
+        })
+    }
+}
+
+fn deleted(work: &Work, copy: &CopyRecord, result: Result<String>) -> Result<String> {
+    let engine = &work.vault.engine;
+    match result {
+        Ok(freed) => {
+            let message = format!("copy {} in {} deleted: {freed}", copy.id, copy.repo);
+            engine.copy_end(Actor::DAEMON, &copy.id, "copy.delete", message.clone())?;
+            Ok(message)
+        }
+        // It is said once, and not every minute.
+        Err(error) if copy.failed.is_some() => Err(error),
+        Err(error) => {
+            match engine.copy_failed(Actor::DAEMON, &copy.id, Some(error.to_string())) {
+                // The repository was forgotten meanwhile, and what was to be deleted there.
+                Err(gone) if gone.kind() == ErrorKind::NotFound => {}
+                kept => drop(kept?),
+            }
+            Err(Error::new(error.kind(), error.message())
+                .context(format!("copy {} is not deleted yet", copy.id))
+                .hint("it is tried again every minute"))
+        }
+    }
+}
