@@ -25,6 +25,7 @@ mod policy;
 mod pool;
 mod presence;
 mod repo;
+mod repo_image;
 pub mod size;
 mod snapshot;
 mod tag;
@@ -76,6 +77,9 @@ pub use pool::{PoolResize, PoolShow, PoolStatus, ScrubReport};
 pub use presence::{InstantAccess, Place};
 pub use repo::{
     Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoSet, RepoShow, RepoStep, Repos,
+};
+pub use repo_image::{
+    ImagePublish, ImagePublished, ImageWithdraw, RepoImage, RepoImageDisk, RepoImages,
 };
 pub use snapshot::{
     Chain, ChainList, ChainShow, Chains, Consistency, DIFF_PAGE_MAX, DiffPage, DiffRange, Snapshot,

@@ -7,6 +7,7 @@ mod deletes;
 mod encrypted;
 mod endings;
 mod heal;
+mod images;
 mod life;
 mod relay;
 mod repos;

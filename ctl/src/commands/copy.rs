@@ -141,6 +141,12 @@ pub fn begin(args: Begin, context: &Context) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// Whether this is the id of a copy, or enough of the beginning of one.
+pub fn is_copy(text: &str) -> bool {
+    let id = |c: char| c.is_ascii_digit() || ('a'..='x').contains(&c);
+    text.strip_prefix("c-").is_some_and(|rest| rest.len() >= 4 && rest.chars().all(id))
+}
+
 /// Makes a disk of a copy and waits until it can be used.
 pub fn restore(request: &CopyRestore, context: &Context) -> Result<Outcome> {
     let mut client = context.client()?;

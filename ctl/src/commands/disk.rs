@@ -22,7 +22,7 @@ use super::args::{About, Consent};
 use super::file::{ExportArgs, FileFormat};
 use super::policy::{self, Protection};
 use super::snapshot::copy_meant;
-use super::{Context, clients, udev};
+use super::{Context, clients, image::remote, udev};
 
 mod copy;
 
@@ -156,6 +156,9 @@ pub struct Create {
     /// Make the data disks of the image too, as NAME-data1 and so on
     #[arg(long, requires = "from", conflicts_with = "size")]
     with_data: bool,
+    /// The repository that has the copy, or the image
+    #[arg(long, value_name = "REPOSITORY", requires = "from")]
+    repo: Option<String>,
     #[command(flatten)]
     about: About,
     /// The instance whose disk it is; left out: local, this host
@@ -331,13 +334,18 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
 }
 
 fn create(args: Create, context: &Context) -> Result<Outcome> {
-    let Create { name, size, from, with_data, about, instance, encrypted, protection } = args;
+    let Create { name, size, from, repo, with_data, about, instance, encrypted, protection } = args;
     let (size, (description, tags)) = (size.map(|size| size.0), about.parts());
-    if let Some(copy) = from.clone().filter(|from| is_copy(from)) {
+    if let Some(copy) = from.clone().filter(|from| super::copy::is_copy(from)) {
         protection.refuse_for_copy()?;
         let request =
-            CopyRestore { copy, repo: None, name, size, description, tags, instance, encrypted };
+            CopyRestore { copy, repo, name, size, description, tags, instance, encrypted };
         return super::copy::restore(&request, context);
+    }
+    if let Some((image, repo)) = from.clone().zip(repo) {
+        protection.refuse_for_copy()?;
+        let deploy = remote::Deploy { image, repo, name, with_data, description, tags, instance };
+        return remote::deploy(&deploy, context);
     }
     let mut client = context.client()?;
     if let Some((copy, repo)) =
@@ -367,12 +375,6 @@ fn create(args: Create, context: &Context) -> Result<Outcome> {
     print(&disk, context)?;
     tell_of_data(&disk, &mut client, context)?;
     Ok(Outcome::Done)
-}
-
-/// Whether this is the id of a copy, or enough of the beginning of one.
-fn is_copy(text: &str) -> bool {
-    let id = |c: char| c.is_ascii_digit() || ('a'..='x').contains(&c);
-    text.strip_prefix("c-").is_some_and(|rest| rest.len() >= 4 && rest.chars().all(id))
 }
 
 /// That the image of a new disk has more disks than that.

@@ -18,6 +18,7 @@ use crate::error::{Failure, Outcome, Result};
 use crate::render::{self, Columns, Fields, Heading, Output};
 
 mod copy;
+pub mod remote;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -32,8 +33,24 @@ image at a higher consistency make a group first, and the image of its snapshots
 rowctl group create --instance web1 --consistency app")]
     Create(Create),
     /// List images, oldest first
-    #[command(visible_alias = "ls", after_help = "Example:\n  rowctl image list")]
-    List,
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:
+  rowctl image list
+  rowctl image list --repo backup"
+    )]
+    List {
+        /// Those in this repository
+        #[arg(long)]
+        repo: Option<String>,
+    },
+    /// Copy an image to a repository, with its snapshots as far as they are not there
+    #[command(after_help = "Examples:
+  rowctl image copy web-2 --to backup
+  rowctl disk create vm1 --from web-2 --repo backup --with-data     on any host that knows the repository
+
+Copying it again brings its name, family and tags there up to date.")]
+    Copy(remote::Copy),
     /// Show one image, or the one that a family means
     #[command(after_help = "Example:\n  rowctl image show debian-12")]
     Show {
@@ -64,7 +81,8 @@ The family then means its newest image before that: rowctl disk create vm1 --fro
         visible_alias = "rm",
         after_help = "Examples:
   rowctl image delete web-1
-  rowctl image delete web-1 --with-snapshots --yes"
+  rowctl image delete web-1 --with-snapshots --yes
+  rowctl image delete web-1 --repo backup --yes"
     )]
     Delete(Delete),
     /// Copy a disk of an image to a file
@@ -139,6 +157,9 @@ pub struct Delete {
     /// Its snapshots although disks were made from them or clients read them
     #[arg(long, requires = "with_snapshots")]
     force: bool,
+    /// Take it out of this repository; its copies are kept
+    #[arg(long, conflicts_with = "with_snapshots")]
+    repo: Option<String>,
     #[command(flatten)]
     consent: Consent,
 }
@@ -176,7 +197,9 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     let client = &mut context.client()?;
     match verb {
         Verb::Create(args) => create(args, client, context)?,
-        Verb::List => {
+        Verb::List { repo: Some(repo) } => remote::list(repo, client, context)?,
+        Verb::Copy(args) => return remote::copy(args, client, context),
+        Verb::List { repo: None } => {
             let images = client.call(&ImageList {})?.images;
             context.output.list(&images, |one| one.id.clone(), |output| table(&images, output))?;
         }
@@ -213,7 +236,10 @@ fn mark(image: String, deprecated: bool, client: &mut Client, context: &Context)
 }
 
 fn delete(args: Delete, client: &mut Client, context: &Context) -> Result<()> {
-    let Delete { image, with_snapshots, force, consent } = args;
+    let Delete { image, with_snapshots, force, repo, consent } = args;
+    if let Some(repo) = repo {
+        return remote::delete(&image, repo, consent.yes, client, context);
+    }
     let found = show(client, image.clone())?;
     if found.family.as_ref() == Some(&image) {
         let message = format!("{image} is a family of images, not one of them");

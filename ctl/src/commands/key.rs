@@ -23,10 +23,13 @@ A master key is shown by its id, which says nothing about the key.")]
 previous_master_key = \"file:/etc/rowd/previous.key\" in [encryption]:
   mv /etc/rowd/master.key /etc/rowd/previous.key
   (umask 077; openssl rand -hex 32 > /etc/rowd/master.key)
-  rowctl key rotate && rm /etc/rowd/previous.key
+  rowctl key rotate
 
 The master keys are read again, all keys change at once, and disks in use stay in use. Data is
-not written again. Credentials of systemd are read again only when rowd is restarted.")]
+not written again. Credentials of systemd are read again only when rowd is restarted.
+
+Copies in repositories are read with the new key once their disk is copied again, or they are, with
+rowctl snapshot copy C --to OTHER. Keep the old key until then, and for copies that stay as they are.")]
     Rotate,
 }
 

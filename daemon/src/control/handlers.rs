@@ -23,7 +23,8 @@ use super::convert::{chain, diff_range, disk, error_body, event, job, pool_statu
 use super::instances;
 use super::resolve::{self, Object, Origin};
 use super::{
-    Services, attach, copies, freezing, groups, images, keys, meters, policies, presence, repos,
+    Services, attach, copies, freezing, groups, images, keys, meters, policies, presence,
+    repo_images, repos,
 };
 
 /// Ranges in a page of a diff unless the client asks for more.
@@ -107,6 +108,9 @@ pub(super) fn call(
         Method::ImageShow => ask.reply(images::show),
         Method::ImageSet => ask.reply(images::set),
         Method::ImageDelete => ask.reply(images::delete),
+        Method::ImagePublish => ask.serve(repo_images::publish),
+        Method::ImagePublished => ask.serve(repo_images::list),
+        Method::ImageWithdraw => ask.serve(repo_images::withdraw),
         Method::ImageDeploy => ask.reply(images::deploy),
         Method::RepoAdd => ask.serve(repos::add),
         Method::RepoList => ask.reply(repos::list),

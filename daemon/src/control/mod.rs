@@ -20,6 +20,7 @@ mod meters;
 mod peer;
 mod policies;
 mod presence;
+mod repo_images;
 mod repos;
 mod resolve;
 #[cfg(test)]

@@ -9,9 +9,10 @@ use std::collections::HashSet;
 
 use super::format::{RECORD_MAX, open, seal};
 use super::header::{self, COPIES, DELETED, Deleted, Header, UPLOADS, Upload, table_key};
+use super::images;
 use super::store::Store;
 use crate::engine::now;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
 use crate::units::{CopyId, SnapshotId};
 
@@ -28,14 +29,28 @@ pub struct Collected {
 
 /// Deletes a copy: from here on it does not exist. Its chunks are freed by [`collect`].
 pub async fn delete(store: &Store, id: &CopyId, snapshot: Option<&SnapshotId>) -> Result<()> {
+    refuse_image(store, id, false).await?;
     let mark = Deleted { id: id.clone(), at: now() };
     store.put(&format!("{DELETED}/{id}"), seal(&mark)?).await?;
     faults::fail_point("delete.marked");
     if let Some(snapshot) = snapshot {
+        // An image may have been made of it before the mark was seen.
+        refuse_image(store, id, true).await?;
         store.delete(&header::key(id, snapshot)).await?;
     }
     // A copy that was under way: it is so no longer.
     store.delete(&format!("{UPLOADS}/{id}")).await
+}
+
+/// Refuses a copy that an image of the repository names; the mark that says it is deleted is taken back.
+async fn refuse_image(store: &Store, id: &CopyId, marked: bool) -> Result<()> {
+    let Some(image) = images::user(store, id).await? else { return Ok(()) };
+    if marked {
+        store.delete(&format!("{DELETED}/{id}")).await?;
+    }
+    let message = format!("copy {id} is part of image {image} in its repository");
+    Err(Error::new(ErrorKind::InUse, message)
+        .hint("take the image out first: `rowctl image delete IMAGE --repo REPOSITORY`"))
 }
 
 /// Frees what deleted copies have left and no other copy needs.
@@ -53,8 +68,15 @@ pub async fn collect(store: &Store) -> Result<Collected> {
     // A delete that was interrupted.
     for (id, snapshot) in store.list(COPIES).await?.iter().filter_map(|key| header::parse_key(key))
     {
-        if ids.contains(&id) {
-            store.delete(&header::key(&id, &snapshot)).await?;
+        if !ids.contains(&id) {
+            continue;
+        }
+        match refuse_image(store, &id, true).await {
+            Err(error) if error.kind() == ErrorKind::InUse => {}
+            done => {
+                done?;
+                store.delete(&header::key(&id, &snapshot)).await?;
+            }
         }
     }
     if uploads(store).await? {

@@ -13,6 +13,7 @@ mod download;
 mod format;
 mod header;
 mod heal;
+pub mod images;
 mod leaving;
 mod relay;
 mod seal;

@@ -184,7 +184,8 @@ fn a_copy_that_was_changed_is_never_read() {
 }
 
 /// After `key rotate` the next copy of a disk carries the key wrapped by the new master key, and older copies of
-/// the disk in this repository are read with it too. Without such a copy the old master key is needed.
+/// the disk in this repository are read with it too; so is a copy of an old copy in another repository. Without
+/// such a copy the old master key is needed.
 #[test]
 fn copies_are_read_with_a_new_master_key_once_one_was_made_with_it() {
     let keys = tempfile::TempDir::new().unwrap();
@@ -211,6 +212,15 @@ fn copies_are_read_with_a_new_master_key_once_one_was_made_with_it() {
     let there = other(&daemon, Some('2'));
     let error = there.json_error(1, &["disk", "create", "again", "--from", id(&first)]);
     assert!(error["message"].as_str().unwrap().contains(old.as_str().unwrap()), "{error}");
+    // A copy of the copy carries the key wrapped by the new one.
+    fs::create_dir(daemon.file("far")).unwrap();
+    let far = format!("file://{}", daemon.path("far"));
+    daemon.ctl(&["repo", "add", "far", &far]);
+    let relayed = copied(&daemon, id(&first), "far");
+    assert_eq!(relayed["detail"]["master"], master(&daemon));
+    there.ctl(&["repo", "add", "far", &far, "--existing"]);
+    there.ctl(&["disk", "create", "relayed", "--from", id(&relayed)]);
+    assert!(contents(&there, "relayed", SIZE) == contents(&daemon, "secret@one", SIZE));
     write(&daemon, "secret", 8 * MIB, &marked(2, 3));
     let second = snapshot_and_copy(&daemon, "two");
     assert_eq!(second["detail"]["base"], first["id"]);
