@@ -13,8 +13,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use rowd_proto::EXIT_CODES;
 
 use crate::commands::{
-    chain, check, copy, disk, doctor, events, freeze, generate, group, image, instance, job, key,
-    metrics, policy, pool, repo, scrub, snapshot, status, tag, top,
+    audit, chain, check, copy, disk, doctor, events, freeze, generate, group, image, instance, job,
+    key, metrics, policy, pool, repo, scrub, snapshot, status, tag, top, usage,
 };
 use crate::render::Format;
 
@@ -106,6 +106,12 @@ pub enum Command {
     /// Read and verify every block in use
     #[command(after_help = scrub::EXAMPLES)]
     Scrub(scrub::Scrub),
+    /// Show who holds how many bytes, now and over the last 15 days
+    #[command(after_help = usage::EXAMPLES)]
+    Usage(usage::UsageArgs),
+    /// Show who asked for what, and what came of it
+    #[command(after_help = audit::EXAMPLES)]
+    Audit(audit::Audit),
     /// Show what clients do with each disk right now
     #[command(after_help = top::EXAMPLES)]
     Top(top::Top),
@@ -117,7 +123,7 @@ pub enum Command {
     Check(check::Check),
     /// Look for the cause of trouble and advise: exit code 1 when there is a problem
     #[command(after_help = doctor::EXAMPLES)]
-    Doctor,
+    Doctor(doctor::Doctor),
     /// Print a completion script for a shell
     #[command(after_help = generate::COMPLETION_EXAMPLES)]
     Completion(generate::Completion),

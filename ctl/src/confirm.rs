@@ -1,7 +1,7 @@
 //! Asks before something is lost.
 //!
 //! Invariants: never waits for an answer nobody can give: without a terminal, `--yes` is required;
-//! only a clear yes is a yes.
+//! only a clear yes is a yes, and what cannot be taken back wants the name of what is lost.
 //! Absent: what is worth asking about; the commands know.
 
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -15,6 +15,19 @@ use crate::error::{Failure, Result};
 /// # Errors
 /// `Cancelled` when the user declines, `Invalid` when there is no terminal to ask on.
 pub fn confirm(yes: bool, what: &str) -> Result<()> {
+    ask(yes, what, "? [y/N] ", means_yes)
+}
+
+/// As [`confirm`], for what is gone for good: the name has to be typed.
+///
+/// # Errors
+/// As there; any other name is a refusal.
+pub fn confirm_by_name(yes: bool, what: &str, name: &str) -> Result<()> {
+    let question = format!("? Type {name} to go on: ");
+    ask(yes, what, &question, |answer| answer.trim() == name)
+}
+
+fn ask(yes: bool, what: &str, question: &str, agrees: impl Fn(&str) -> bool) -> Result<()> {
     if yes {
         return Ok(());
     }
@@ -24,12 +37,12 @@ pub fn confirm(yes: bool, what: &str) -> Result<()> {
     }
     let failed = |e: io::Error| Failure::io("cannot ask for a confirmation", &e);
     let mut stderr = io::stderr().lock();
-    write!(stderr, "{}? [y/N] ", capitalized(what))
+    write!(stderr, "{}{question}", capitalized(what))
         .and_then(|()| stderr.flush())
         .map_err(failed)?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer).map_err(failed)?;
-    if means_yes(&answer) {
+    if agrees(&answer) {
         Ok(())
     } else {
         Err(Failure::new(ErrorKind::Cancelled, "nothing was changed"))

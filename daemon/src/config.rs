@@ -79,6 +79,8 @@ struct RawControl {
     read_only_socket: Option<PathBuf>,
     gids: Vec<u32>,
     groups: Vec<String>,
+    read_only_groups: Vec<String>,
+    audit: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -142,6 +144,9 @@ pub struct Config {
     pub control_socket: PathBuf,
     pub read_only_socket: PathBuf,
     pub control_gids: Vec<u32>,
+    /// Besides those: groups that may look.
+    pub observer_gids: Vec<u32>,
+    pub audit: PathBuf,
     pub attach: attach::Settings,
     pub freeze: freeze::Settings,
     pub metrics: metrics::Settings,
@@ -198,7 +203,9 @@ fn check(raw: Raw, dir: &Path, sockets: &Path) -> Result<Config> {
         )?),
         control_socket: beside(raw.control.socket.clone(), "control.sock"),
         read_only_socket: beside(raw.control.read_only_socket.clone(), "control-ro.sock"),
-        control_gids: gids(&raw.control)?,
+        control_gids: gids("control.groups", &raw.control.groups, &raw.control.gids)?,
+        observer_gids: gids("control.read_only_groups", &raw.control.read_only_groups, &[])?,
+        audit: raw.control.audit.clone().unwrap_or_else(|| dir.join("audit.jsonl")),
         attach: attach_settings(&raw.attach)?,
         lock_memory: match raw.memory.lock {
             None => Lock::Attached,
@@ -254,11 +261,11 @@ fn metrics_settings(raw: &RawMetrics) -> Result<metrics::Settings> {
     })
 }
 
-fn gids(raw: &RawControl) -> Result<Vec<u32>> {
-    let mut all = raw.gids.clone();
-    for name in &raw.groups {
+fn gids(key: &str, names: &[String], numbers: &[u32]) -> Result<Vec<u32>> {
+    let mut all = numbers.to_vec();
+    for name in names {
         let found = Group::from_name(name).map_err(|e| Error::io("look groups up", &e.into()))?;
-        let missing = || Error::invalid(format!("control.groups: there is no group {name:?}"));
+        let missing = || Error::invalid(format!("{key}: there is no group {name:?}"));
         all.push(found.ok_or_else(missing)?.gid.as_raw());
     }
     Ok(all)
@@ -286,6 +293,7 @@ fn own_files(config: &Config) -> Vec<(String, PathBuf)> {
         ("the read-only control socket", &config.read_only_socket),
         ("the record of frozen file systems", &config.freeze.record),
         ("the directory of hooks", &config.freeze.hooks),
+        ("the audit log", &config.audit),
     ];
     let system = [("the root directory", "/"), ("the system", "/usr"), ("the log", "/var/log")];
     let rowd = rowd.map(|(what, path)| (what.to_owned(), path.clone()));

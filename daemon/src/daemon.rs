@@ -7,14 +7,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::attach::Attach;
 use crate::config::Config;
-use crate::control::{self, Access, Control, Role, Services};
+use crate::control::{self, Access, Audit, Control, Role, Services};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::faults;
@@ -27,6 +27,7 @@ use crate::nbd::listen::{Listener, bind_tcp, bind_unix};
 use crate::nbd::{Resumed, Server};
 use crate::policy::Policies;
 use crate::pool::file::IoMode;
+use crate::usage;
 use crate::vault::Vault;
 use crate::watchdog;
 
@@ -58,7 +59,10 @@ pub fn run(config: &Config) -> Result<()> {
     let vault = Vault::new(&engine)?;
     let metrics = Metrics::new(&engine, &freezer);
     let policies = Policies::new(&engine, &freezer);
-    let services = Services { engine, attach, freezer, vault, metrics, policies };
+    let audit = Arc::new(Audit::new(config.audit.clone()));
+    let told = format!("{config:#?}\n").into();
+    let services =
+        Services { engine, attach, freezer, vault, metrics, policies, audit, config: told };
     let daemon = Daemon { services, server };
     let served = runtime.block_on(daemon.serve(config, inherited));
     daemon.services.policies.close();
@@ -83,10 +87,7 @@ impl Daemon {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let listeners = listeners(config, inherited.listening)?;
-        let controls = [
-            (control::bind(&config.control_socket, 0o660)?, Role::Admin),
-            (control::bind(&config.read_only_socket, 0o660)?, Role::Observer),
-        ];
+        let controls = controls(config)?;
         let scrapes = match config.metrics.listen {
             Some(address) => Some(metrics::listen::bind(address).await?),
             None => None,
@@ -96,10 +97,8 @@ impl Daemon {
             tracing::info!(address = listener.address(), "serving NBD");
             tasks.spawn(Arc::clone(&self.server).serve(listener, stopped.clone()));
         }
-        let access = Access { gids: config.control_gids.clone() };
-        for (listener, role) in controls {
-            let (services, access, stopped) =
-                (self.services.clone(), access.clone(), stopped.clone());
+        for (listener, role, access) in controls {
+            let (services, stopped) = (self.services.clone(), stopped.clone());
             tasks.spawn(async move {
                 if let Err(error) = Control::serve(services, listener, role, access, stopped).await
                 {
@@ -107,6 +106,11 @@ impl Daemon {
                 }
             });
         }
+        tasks.spawn(usage::sample(
+            Arc::clone(&self.services.engine),
+            Arc::clone(&self.services.vault),
+            stopped.clone(),
+        ));
         self.tell_metrics(&config.metrics, scrapes, &mut tasks, &stopped);
         if let Some(limit) = sd_notify::watchdog_enabled() {
             let engine = Arc::clone(&self.services.engine);
@@ -195,6 +199,19 @@ impl Daemon {
         }
         Ok(())
     }
+}
+
+/// The control sockets, with who may use them.
+fn controls(config: &Config) -> Result<[(UnixListener, Role, Access); 2]> {
+    let admin = Access { gids: config.control_gids.clone() };
+    let mut observer = admin.clone();
+    observer.gids.extend(&config.observer_gids);
+    // Others than the group of the file come then; the kernel tells who they are.
+    let mode = if config.observer_gids.is_empty() { 0o660 } else { 0o666 };
+    Ok([
+        (control::bind(&config.control_socket, 0o660)?, Role::Admin, admin),
+        (control::bind(&config.read_only_socket, mode)?, Role::Observer, observer),
+    ])
 }
 
 fn listeners(config: &Config, inherited: Vec<InheritedFd>) -> Result<Vec<Listener>> {

@@ -26,5 +26,6 @@ pub mod nbd;
 pub mod policy;
 pub mod pool;
 pub mod units;
+pub mod usage;
 pub mod vault;
 pub mod watchdog;

@@ -106,6 +106,9 @@ pub struct DiskSet {
     /// Whether its automatic snapshots are deleted with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delete_auto_snapshot: Option<bool>,
+    /// Refuse to delete it, roll it back, reinitialise it or make it smaller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protected: Option<bool>,
 }
 
 /// Returns a disk to a snapshot of its chain. The state before is kept as an undo snapshot.
@@ -198,6 +201,9 @@ pub struct Disk {
     /// Whether its automatic snapshots are deleted with it.
     #[serde(default)]
     pub delete_auto_snapshot: bool,
+    /// It is not deleted, rolled back, reinitialised or made smaller, whatever the force.
+    #[serde(default)]
+    pub protected: bool,
 }
 
 /// The policy of a disk.

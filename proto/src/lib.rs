@@ -7,6 +7,7 @@
 //! every method, and a test holds it against the table in `method.rs`.
 //! Absent: sockets, threads, and anything that knows how the engine works.
 
+mod audit;
 mod copy;
 mod disk;
 mod error;
@@ -30,7 +31,9 @@ pub mod size;
 mod snapshot;
 mod tag;
 mod time;
+mod usage;
 
+pub use audit::{AuditEntry, AuditList, AuditPage};
 pub use copy::{
     Copies, Copy, CopyCreate, CopyDelete, CopyDeleted, CopyDetail, CopyList, CopyRestore,
     CopyRestored, CopyRetry, CopyShow, CopyStatus, CopyVerify,
@@ -65,7 +68,10 @@ pub use instance::{
 };
 pub use job::{Job, JobCancel, JobList, JobShow, JobState, Jobs, ScrubStart};
 pub use key::{Key, KeyDisk, KeyRotate, KeyShow, Keys, KeysRotated};
-pub use meter::{MetricsPage, MetricsShow, OperationStats, RequestStats, Stats, StatsShow};
+pub use meter::{
+    ConfigPage, ConfigShow, MetricsPage, MetricsShow, OperationStats, RequestStats, Stats,
+    StatsShow,
+};
 pub use method::{Access, Call, Method};
 pub use policy::{
     Policies, Policy, PolicyApply, PolicyCancel, PolicyCatchUp, PolicyCreate, PolicyDelete,
@@ -83,11 +89,12 @@ pub use repo_image::{
 };
 pub use snapshot::{
     Chain, ChainList, ChainShow, Chains, Consistency, DIFF_PAGE_MAX, DiffPage, DiffRange, Snapshot,
-    SnapshotCreate, SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotKind, SnapshotList,
-    SnapshotSet, SnapshotShow, SnapshotStatus, Snapshots,
+    SnapshotCreate, SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotFreed, SnapshotKind,
+    SnapshotList, SnapshotSet, SnapshotShow, SnapshotStatus, Snapshots, SnapshotsFreed,
 };
 pub use tag::{Tagged, TaggedKind, TagsRemove, TagsSet};
 pub use time::{Moment, Time};
+pub use usage::{DiskUsage, Held, RepoUsage, Usage, UsageSample, UsageShow};
 
 use std::collections::BTreeMap;
 

@@ -16,12 +16,22 @@ params! {
 
     /// What clients have done with each disk since the daemon started.
     StatsShow {}
+
+    /// The configuration in force. It names where secrets are, and has none.
+    ConfigShow {}
 }
 
 /// The reply to `metrics.show`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetricsPage {
     /// In the OpenMetrics text format.
+    pub text: String,
+}
+
+/// The reply to `config.show`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigPage {
+    /// For people; its form may change.
     pub text: String,
 }
 

@@ -8,6 +8,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::{AuditList, AuditPage, ConfigPage, ConfigShow, Usage, UsageShow};
 use crate::{
     Chain, ChainList, ChainShow, Chains, DiffPage, Disk, DiskAttach, DiskCreate, DiskDelete,
     DiskDetach, DiskList, DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow,
@@ -34,6 +35,7 @@ use crate::{
 use crate::{
     Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoSet, RepoShow, Repos,
 };
+use crate::{SnapshotFreed, SnapshotsFreed};
 
 /// Who may call a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +128,7 @@ methods! {
     SnapshotList = "snapshot.list", Read => Snapshots;
     SnapshotShow = "snapshot.show", Read => Snapshot;
     SnapshotDelete = "snapshot.delete", Admin => SnapshotDeleted;
+    SnapshotFreed = "snapshot.freed", Read => SnapshotsFreed;
     SnapshotSet = "snapshot.set", Admin => Snapshot;
     SnapshotDiff = "snapshot.diff", Read => DiffPage;
     GroupCreate = "group.create", Admin => GroupMade;
@@ -181,6 +184,9 @@ methods! {
     KeyRotate = "key.rotate", Admin => KeysRotated;
     MetricsShow = "metrics.show", Read => MetricsPage;
     StatsShow = "stats.show", Read => Stats;
+    UsageShow = "usage.show", Read => Usage;
+    AuditList = "audit.list", Read => AuditPage;
+    ConfigShow = "config.show", Read => ConfigPage;
     PoolShow = "pool.show", Read => PoolStatus;
     PoolResize = "pool.resize", Admin => PoolStatus;
     EventsList = "events.list", Read => EventsPage;

@@ -98,6 +98,11 @@ params! {
         force: bool = default,
     }
 
+    /// What deleting these snapshots in this order would free. Nothing is changed.
+    SnapshotFreed {
+        snapshots: Vec<String>,
+    }
+
     /// Changes properties of a snapshot; those left out stay.
     SnapshotSet {
         snapshot: String,
@@ -105,6 +110,8 @@ params! {
         description?: String,
         /// Begins or changes instant access, or ends it, which needs a complete copy.
         instant_access?: InstantAccess,
+        /// Refuse to delete it.
+        protected?: bool,
     }
 
     /// The ranges that differ between two snapshots, one page at a time.
@@ -186,6 +193,15 @@ pub struct Snapshot {
     /// When it was due, if a policy made it.
     #[serde(default)]
     pub scheduled_at: Option<Time>,
+    /// It is not deleted, whatever the force.
+    #[serde(default)]
+    pub protected: bool,
+}
+
+/// The reply to `snapshot.freed`: one for each snapshot, in the order in which they were named.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotsFreed {
+    pub snapshots: Vec<SnapshotDeleted>,
 }
 
 /// The reply to `snapshot.delete`.
@@ -237,6 +253,9 @@ pub struct Chain {
     pub disk_id: String,
     pub disk_name: Option<String>,
     pub disk_size: u64,
+    /// Bytes that deleting all of its snapshots would free; only told by `chain.show`.
+    #[serde(default)]
+    pub exclusive_bytes: Option<u64>,
     /// Bytes of all snapshots of the chain, shared blocks counted once.
     pub snapshot_bytes: u64,
     pub quota_manual: u64,

@@ -9,6 +9,7 @@
 
 mod acceptance;
 mod attach;
+mod bundle;
 mod chains;
 mod cli;
 mod clients;
@@ -21,6 +22,7 @@ mod faults;
 mod filesystems;
 mod format;
 mod freeze;
+mod golden;
 mod groups;
 mod guest_agent;
 mod handover;
@@ -34,5 +36,7 @@ mod model;
 mod policies;
 mod protocol;
 mod rollback;
+mod safety;
 mod tidy;
+mod usage;
 mod vault;

@@ -95,6 +95,7 @@ fn package(program: &str) -> &'static str {
         "chroot" => "coreutils",
         "bash" | "cpio" | "debootstrap" | "make" | "tar" => "bash cpio debootstrap make tar",
         "fsfreeze" | "setpriv" => "util-linux",
+        "script" => "bsdutils",
         _ => "the package that has it",
     }
 }

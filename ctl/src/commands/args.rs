@@ -35,6 +35,11 @@ pub struct Change {
     pub description: Option<String>,
 }
 
+/// Whether something is to be protected, as `--protect` and `--no-protect` say; neither leaves it as it is.
+pub fn protected(protect: bool, no_protect: bool) -> Option<bool> {
+    (protect || no_protect).then_some(protect)
+}
+
 /// Of what loses something.
 #[derive(Args, Debug)]
 pub struct Consent {

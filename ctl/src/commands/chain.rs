@@ -70,6 +70,11 @@ fn full(chain: &Chain, output: &Output) -> String {
     fields.add("disk", name(chain));
     fields.add("id", chain.disk_id.clone());
     fields.add("stored", render::bytes(chain.snapshot_bytes));
+    if let Some(exclusive) = chain.exclusive_bytes {
+        fields.add("exclusive", render::bytes(exclusive));
+        let shared = chain.snapshot_bytes.saturating_sub(exclusive);
+        fields.add_some("shared", (shared > 0).then(|| render::bytes(shared)));
+    }
     fields.add("manual", quota(chain, SnapshotKind::Manual, chain.quota_manual));
     fields.add("auto", quota(chain, SnapshotKind::Auto, chain.quota_auto));
     let (fields, snapshots) = (fields.render(output), snapshot::table(&chain.snapshots, output));

@@ -8,22 +8,23 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use rowd_proto::{
     Attachment, AttachmentState, CopyRestore, Disk, DiskAttach, DiskCreate, DiskDelete, DiskDetach,
-    DiskList, DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow, DiskUndo,
-    ErrorKind, ImageDeploy, ImageShow, LOCAL_INSTANCE, RolledBack,
+    DiskList, DiskRename, DiskResize, DiskSet, DiskShow, ErrorKind, ImageDeploy, ImageShow,
+    LOCAL_INSTANCE,
 };
 
 use crate::client::Client;
-use crate::confirm::confirm;
+use crate::confirm::confirm_by_name;
 use crate::error::{Outcome, Result};
 use crate::render::{self, Columns, Fields, Heading, Output};
 use rowd_proto::size::{self, Size};
 
-use super::args::{About, Consent};
+use super::args::{About, Consent, protected};
 use super::file::{ExportArgs, FileFormat};
 use super::policy::{self, Protection};
 use super::snapshot::copy_meant;
 use super::{Context, clients, image::remote, udev};
 
+pub mod back;
 mod copy;
 
 #[derive(Debug, Subcommand)]
@@ -90,10 +91,11 @@ A smaller size cuts off data, and asks first.")]
   rowctl disk rollback --undo data1 --yes      takes it back
 
 The first contents are those of the snapshot the disk was made from, or nothing.")]
-    Reinit(Reinit),
+    Reinit(back::Reinit),
     /// Change properties of a disk
     #[command(after_help = "Examples:
   rowctl disk set data1 --read-only on
+  rowctl disk set data1 --protect          not deleted, rolled back, reinitialised or cut
   rowctl disk set data1 --instance web1
   rowctl disk set data1 --delete-auto-snapshot on
 
@@ -106,7 +108,7 @@ Its policy is set with: rowctl policy apply, rowctl policy cancel")]
   rowctl disk rollback --undo data1            takes the last rollback back
 
 Newer snapshots stay. With --force connected clients are disconnected.")]
-    Rollback(Rollback),
+    Rollback(back::Rollback),
     /// Make a kernel device, /dev/nbdN, of a disk
     #[command(after_help = "Examples:
   rowctl disk attach data1
@@ -194,17 +196,6 @@ pub struct Resize {
 }
 
 #[derive(Args, Debug)]
-pub struct Reinit {
-    /// Name or id
-    disk: String,
-    #[command(flatten)]
-    consent: Consent,
-    /// Disconnect its clients
-    #[arg(long)]
-    force: bool,
-}
-
-#[derive(Args, Debug)]
 pub struct Set {
     /// Name or id
     disk: String,
@@ -226,29 +217,18 @@ struct Change {
     /// Delete its automatic snapshots with it
     #[arg(long, value_name = "ON|OFF")]
     delete_auto_snapshot: Option<Switch>,
+    /// Refuse what would lose it, whatever the force, until --no-protect
+    #[arg(long, conflicts_with = "no_protect")]
+    protect: bool,
+    /// Allow it again
+    #[arg(long)]
+    no_protect: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Switch {
     On,
     Off,
-}
-
-#[derive(Args, Debug)]
-pub struct Rollback {
-    /// Name or id
-    disk: String,
-    /// Name of a snapshot of the disk, disk@snapshot, or id
-    #[arg(required_unless_present = "undo", conflicts_with = "undo")]
-    snapshot: Option<String>,
-    /// Return to the state before the last rollback or reinit
-    #[arg(long)]
-    undo: bool,
-    #[command(flatten)]
-    consent: Consent,
-    /// Disconnect its clients
-    #[arg(long)]
-    force: bool,
 }
 
 #[derive(Args, Debug)]
@@ -309,16 +289,18 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
             print(&context.client()?.call(&DiskRename { disk, name })?, context)?;
         }
         Verb::Resize(args) => resize(args, context)?,
-        Verb::Reinit(args) => reinit(args, context)?,
+        Verb::Reinit(args) => back::reinit(args, context)?,
         Verb::Set(Set { disk, change }) => {
-            let Change { description, read_only, instance, delete_auto_snapshot } = change;
+            let Change { description, read_only, instance, .. } = change;
             let on = |switch| switch == Switch::On;
-            let (read_only, delete_auto_snapshot) =
-                (read_only.map(on), delete_auto_snapshot.map(on));
-            let request = DiskSet { disk, description, read_only, instance, delete_auto_snapshot };
+            let read_only = read_only.map(on);
+            let delete_auto_snapshot = change.delete_auto_snapshot.map(on);
+            let protected = protected(change.protect, change.no_protect);
+            let request =
+                DiskSet { disk, description, read_only, instance, delete_auto_snapshot, protected };
             print(&context.client()?.call(&request)?, context)?;
         }
-        Verb::Rollback(args) => rollback(args, context)?,
+        Verb::Rollback(args) => back::rollback(args, context)?,
         Verb::Attach(Attach { disk, device, read_only }) => {
             let disk = context.client()?.call(&DiskAttach { disk, device, read_only })?;
             udev::wait_for_names(&disk.name);
@@ -409,7 +391,8 @@ fn print_all(disks: &[Disk], context: &Context) -> Result<()> {
 fn delete(args: &Delete, context: &Context) -> Result<()> {
     let mut client = context.client()?;
     let disk = show(&mut client, &args.disk)?;
-    confirm(args.consent.yes, &format!("delete disk {} ({})", disk.name, size::human(disk.size)))?;
+    let what = format!("delete disk {} ({})", disk.name, size::human(disk.size));
+    confirm_by_name(args.consent.yes, &what, &disk.name)?;
     client.call(&DiskDelete { disk: disk.id.clone(), force: args.force })?;
     context.output.object(&disk, &disk.id, |_| format!("{} is deleted", disk.name))?;
     if disk.snapshot_count > 0 {
@@ -427,61 +410,11 @@ fn resize(args: Resize, context: &Context) -> Result<()> {
     let shrink = args.size.0 < disk.size;
     if shrink {
         let (now, then) = (size::human(disk.size), size::human(args.size.0));
-        confirm(
-            args.yes,
-            &format!("cut {} from {now} to {then}, losing what lies beyond", disk.name),
-        )?;
+        let what = format!("cut {} from {now} to {then}, losing what lies beyond", disk.name);
+        confirm_by_name(args.yes, &what, &disk.name)?;
     }
     let request = DiskResize { disk: disk.id, size: args.size.0, shrink };
     print(&client.call(&request)?, context)
-}
-
-fn reinit(args: Reinit, context: &Context) -> Result<()> {
-    let mut client = context.client()?;
-    let disk = show(&mut client, &args.disk)?;
-    confirm(args.consent.yes, &format!("return disk {} to its first contents", disk.name))?;
-    let done = client.call(&DiskReinit { disk: disk.id, force: args.force })?;
-    print_rolled_back(&done, context)
-}
-
-fn rollback(args: Rollback, context: &Context) -> Result<()> {
-    let mut client = context.client()?;
-    let disk = show(&mut client, &args.disk)?;
-    let force = args.force;
-    let done = match args.snapshot {
-        Some(snapshot) => {
-            confirm(args.consent.yes, &format!("return disk {} to {snapshot}", disk.name))?;
-            client.call(&DiskRollback { disk: disk.id, snapshot, force })?
-        }
-        None => {
-            confirm(args.consent.yes, &format!("undo the last rollback of disk {}", disk.name))?;
-            client.call(&DiskUndo { disk: disk.id, force })?
-        }
-    };
-    print_rolled_back(&done, context)
-}
-
-fn print_rolled_back(done: &RolledBack, context: &Context) -> Result<()> {
-    context.output.object(done, &done.disk.id, |_| rolled_back_text(done))
-}
-
-pub fn rolled_back_text(done: &RolledBack) -> String {
-    let name = &done.disk.name;
-    let mut lines = vec![match &done.to_name {
-        Some(to) => format!("{name} is back at {to}"),
-        None => format!("{name} is blank"),
-    }];
-    lines.push(format!(
-        "the state before is kept as {name}@{}: rowctl disk rollback --undo {name}",
-        done.undo_name
-    ));
-    if !done.disconnected.is_empty() {
-        lines.push(format!("disconnected: {}", clients(&done.disconnected)));
-    }
-    if done.grown_since {
-        lines.push("the disk has grown since: extend its file system again".to_owned());
-    }
-    lines.join("\n")
 }
 
 /// Asks the daemon about a disk.
@@ -503,6 +436,7 @@ fn fields(disk: &Disk, output: &Output) -> String {
     fields.add("exclusive", render::bytes(disk.exclusive_bytes));
     fields.add("created", output.full_time(disk.created_at));
     fields.add_some("mode", disk.read_only.then_some("read-only"));
+    fields.add_some("protected", disk.protected.then_some("yes"));
     fields.add_some("encrypted", encrypted(disk));
     fields.add_some(
         "origin",

@@ -4,8 +4,11 @@
 //! failure.
 //! Absent: repairs; it changes nothing.
 
-use std::path::Path;
+mod bundle;
 
+use std::path::{Path, PathBuf};
+
+use clap::Args;
 use nix::sys::statvfs::statvfs;
 use rowd_proto::{FreezeShow, PoolShow, PoolStatus};
 use serde::Serialize;
@@ -19,9 +22,18 @@ use super::Context;
 use super::check;
 use super::status::filled;
 
-pub const EXAMPLES: &str = "Example:\n  rowctl doctor
+pub const EXAMPLES: &str = "Examples:
+  rowctl doctor
+  rowctl doctor --bundle /tmp/rowd.tar     to go with a report: no data, no secrets
 
 Exit codes: 0 no problem (there may be advice), 1 a problem.";
+
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// Write what helps to find a cause into this tar file: no data, no secrets
+    #[arg(long, value_name = "FILE")]
+    bundle: Option<PathBuf>,
+}
 
 /// A scrub older than this leaves bit rot undiscovered for too long: a month is the usual interval
 /// for disks.
@@ -78,8 +90,11 @@ fn ill(
     }
 }
 
-pub fn run(context: &Context) -> Result<Outcome> {
+pub fn run(args: &Doctor, context: &Context) -> Result<Outcome> {
     let examinations = examine(context);
+    if let Some(path) = &args.bundle {
+        return bundle::write(path, &examinations, context);
+    }
     let subject = |one: &Examination| one.subject.to_owned();
     context.output.list(&examinations, subject, |output| table(&examinations, output))?;
     let problem = examinations.iter().any(|one| one.state == State::Problem);

@@ -18,7 +18,7 @@ use rowd_proto::size;
 
 use super::Context;
 use super::args::{About, Change, Consent};
-use super::disk::rolled_back_text;
+use super::disk::back::rolled_back_text;
 use super::freeze::{FreezeArgs, report_text};
 
 #[derive(Debug, Subcommand)]

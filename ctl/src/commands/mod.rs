@@ -5,6 +5,7 @@
 //! Absent: rules about names, sizes and states, which are the daemon's.
 
 mod args;
+pub mod audit;
 pub mod chain;
 pub mod check;
 pub mod copy;
@@ -29,6 +30,7 @@ pub mod status;
 pub mod tag;
 pub mod top;
 mod udev;
+pub mod usage;
 mod wait;
 
 use rowd_proto::{Client as Connected, Tags};
@@ -71,10 +73,12 @@ pub fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Events(events) => events::run(&events, context),
         Command::Job(verb) => job::run(verb, context),
         Command::Scrub(scrub) => scrub::run(&scrub, context),
+        Command::Usage(usage) => usage::run(&usage, context),
+        Command::Audit(audit) => audit::run(&audit, context),
         Command::Metrics => metrics::run(context),
         Command::Top(top) => top::run(&top, context),
         Command::Check(check) => check::run(&check, context),
-        Command::Doctor => doctor::run(context),
+        Command::Doctor(doctor) => doctor::run(&doctor, context),
         Command::Completion(completion) => generate::completion(&completion),
         Command::Man(man) => generate::man(&man, context),
     }

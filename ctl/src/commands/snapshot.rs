@@ -9,8 +9,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use rowd_proto::{
     Consistency, DIFF_PAGE_MAX, DiffRange, ErrorKind, Snapshot, SnapshotCreate, SnapshotDelete,
-    SnapshotDeleted, SnapshotDiff, SnapshotKind, SnapshotList, SnapshotSet, SnapshotShow,
-    SnapshotStatus,
+    SnapshotDeleted, SnapshotDiff, SnapshotFreed, SnapshotKind, SnapshotList, SnapshotSet,
+    SnapshotShow, SnapshotStatus,
 };
 
 use crate::client::Client;
@@ -19,7 +19,7 @@ use crate::error::{Failure, Outcome, Result};
 use crate::render::{self, Columns, Fields, Heading, Output, Text};
 use rowd_proto::size;
 
-use super::args::{About, Consent};
+use super::args::{About, Consent, protected};
 use super::copy::{Begin, begin};
 use super::freeze::{FreezeArgs, report_text};
 use super::{Context, clients};
@@ -175,8 +175,9 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
         Verb::Delete(args) => delete(&args, context)?,
         Verb::Set(Set { snapshot, change }) => {
             let instant_access = change.access();
+            let protected = protected(change.protect, change.no_protect);
             let Change { name, description, .. } = change;
-            let request = SnapshotSet { snapshot, name, description, instant_access };
+            let request = SnapshotSet { snapshot, name, description, instant_access, protected };
             print(&context.client()?.call(&request)?, context)?;
         }
         Verb::Diff(args) => diff(args, context)?,
@@ -236,7 +237,9 @@ fn delete(args: &Delete, context: &Context) -> Result<()> {
         }
     }
     if args.dry_run {
-        return print_deleted(&snapshots.iter().map(foretold).collect::<Vec<_>>(), true, context);
+        let snapshots = snapshots.into_iter().map(|one| one.id).collect();
+        let freed = client.call(&SnapshotFreed { snapshots })?.snapshots;
+        return print_deleted(&freed, true, context);
     }
     let names: Vec<String> = snapshots.iter().map(full_name).collect();
     let noun = if names.len() == 1 { "snapshot" } else { "snapshots" };
@@ -253,12 +256,6 @@ fn delete(args: &Delete, context: &Context) -> Result<()> {
         })?);
     }
     print_deleted(&deleted, false, context)
-}
-
-/// What deleting just this snapshot would do.
-fn foretold(snapshot: &Snapshot) -> SnapshotDeleted {
-    let Snapshot { id, name, exclusive_bytes, .. } = snapshot.clone();
-    SnapshotDeleted { id, name, freed_bytes: exclusive_bytes }
 }
 
 fn print_deleted(deleted: &[SnapshotDeleted], dry_run: bool, context: &Context) -> Result<()> {
@@ -368,6 +365,7 @@ fn fields(snapshot: &Snapshot, output: &Output) -> String {
     fields.add("consistency", snapshot.consistency.name());
     fields.add("status", status(snapshot));
     presence::fields(snapshot, &mut fields, output);
+    fields.add_some("protected", snapshot.protected.then_some("yes"));
     fields.add_some("encrypted", snapshot.encrypted.then_some("yes"));
     fields.add_some("parent", snapshot.parent.clone());
     fields.add_some("expires", snapshot.expires_at.map(|at| output.full_time(at)));

@@ -9,6 +9,7 @@ use super::Services;
 use super::convert::{disk, rolled_back};
 use super::resolve;
 use crate::attach::Wish;
+use crate::engine::RETURNED;
 use crate::engine::api::Actor;
 use crate::error::Result;
 
@@ -49,6 +50,8 @@ pub(super) fn reinit(
 ) -> Result<proto::RolledBack> {
     let Services { engine, attach, .. } = services;
     let id = resolve::disk(engine, &ask.disk)?;
+    // Before anything happens to its device.
+    engine.refuse_protected(&id, RETURNED)?;
     let change = || engine.disk_reinit(by, &id, ask.force);
     let done = attach.around(by, std::slice::from_ref(&id), ask.force, change)?;
     rolled_back(engine, &id, done)
@@ -62,6 +65,7 @@ pub(super) fn rollback(
     let Services { engine, attach, .. } = services;
     let id = resolve::disk(engine, &ask.disk)?;
     let to = resolve::snapshot_of(engine, &id, &ask.snapshot)?;
+    engine.refuse_protected(&id, RETURNED)?;
     let change = || engine.disk_rollback(by, &id, &to, ask.force);
     let done = attach.around(by, std::slice::from_ref(&id), ask.force, change)?;
     rolled_back(engine, &id, done)
@@ -74,6 +78,7 @@ pub(super) fn undo(
 ) -> Result<proto::RolledBack> {
     let Services { engine, attach, .. } = services;
     let id = resolve::disk(engine, &ask.disk)?;
+    engine.refuse_protected(&id, RETURNED)?;
     let change = || engine.disk_undo(by, &id, ask.force);
     let done = attach.around(by, std::slice::from_ref(&id), ask.force, change)?;
     rolled_back(engine, &id, done)

@@ -21,12 +21,13 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, timeout};
-use tracing::{debug, error, info};
+use tracing::{debug, error};
 
 use crate::engine::Engine;
 use crate::engine::api::Actor;
 use crate::error::{Error, ErrorKind};
 
+use super::audit::Call;
 use super::convert;
 use super::handlers::{self, Failure, Outcome};
 use super::{Role, Services, going_down};
@@ -45,7 +46,7 @@ const EVENT_WAIT: Duration = Duration::from_secs(1);
 /// The nouns this daemon has methods for, as the greeting tells them.
 const FEATURES: &[&str] = &[
     "disk", "snapshot", "group", "instance", "image", "freeze", "chain", "tag", "pool", "events",
-    "job", "scrub",
+    "job", "scrub", "metrics", "usage", "audit",
 ];
 
 /// The connection is of no further use: the client is gone or does not read.
@@ -173,21 +174,29 @@ impl Connection {
             return Err(Rejection::no_method(id, &name));
         };
         let refused = self.refused(method);
-        if let Some(error) = refused {
-            return Err(Rejection::failed(Some(id), convert::error_body(&error)));
-        }
-        let (services, actor) = (self.services.clone(), self.actor);
-        let called = spawn_blocking(move || handlers::call(&services, actor, method, params)).await;
+        let (services, by, role) = (self.services.clone(), self.actor, self.role);
+        let called = spawn_blocking(move || {
+            let began = Instant::now();
+            let kept = (method.access() == Access::Admin).then(|| params.clone());
+            let outcome = match refused {
+                Some(error) => Err(error.into()),
+                None => handlers::call(&services, by, method, params),
+            };
+            if let Some(params) = kept {
+                let failed = outcome.as_ref().err().map(Failure::told);
+                let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let (role, method) = (role.name(), method.name());
+                services.audit.record(Call { by, role, method, params, millis, failed });
+            }
+            outcome
+        })
+        .await;
         let outcome = called.unwrap_or_else(|panic| {
             error!(method = name, %panic, "a control method failed");
             let message = format!("{name} failed inside the daemon");
             let error = Error::internal(message).hint("the daemon's log has the details");
             Err(Failure::Failed(convert::error_body(&error)))
         });
-        if method.access() == Access::Admin {
-            let failed = outcome.as_ref().err().map(Failure::to_string);
-            info!(uid = actor.uid, pid = actor.pid, method = name, failed, "control");
-        }
         outcome.map_err(|failure| match failure {
             Failure::Params(why) => Rejection::bad_params(id, &name, why),
             Failure::Failed(body) => Rejection::failed(Some(id), body),
@@ -227,15 +236,11 @@ fn reply(id: Id, result: Value) -> Response {
 }
 
 fn greeting(role: Role) -> Greeting {
-    let role = match role {
-        Role::Admin => "admin",
-        Role::Observer => "observer",
-    };
     Greeting {
         rowd: ServerInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL,
-            role: role.to_owned(),
+            role: role.name().to_owned(),
             features: FEATURES.iter().map(|name| (*name).to_owned()).collect(),
         },
     }

@@ -77,6 +77,7 @@ pub(super) fn disk(info: DiskInfo) -> proto::Disk {
         locked: info.locked,
         policy: info.policy.map(|(id, name)| proto::DiskPolicy { id: id.to_string(), name }),
         delete_auto_snapshot: info.delete_auto,
+        protected: info.protected,
     }
 }
 
@@ -169,6 +170,7 @@ pub(super) fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
         encrypted: info.encrypted,
         policy_id: info.automatic.as_ref().map(|(policy, _)| policy.to_string()),
         scheduled_at: info.automatic.map(|(_, slot)| Time::from_unix(slot)),
+        protected: info.protected,
     }
 }
 
@@ -181,6 +183,7 @@ pub(super) fn chain(info: ChainInfo) -> proto::Chain {
         disk_id: info.disk_id.to_string(),
         disk_name: info.disk_name,
         disk_size: info.disk_size,
+        exclusive_bytes: None,
         snapshot_bytes: info.snapshot_bytes,
         quota_manual: info.quota_manual,
         quota_auto: info.quota_auto,

@@ -4,7 +4,6 @@
 //! resolves names, calls the engine once, and converts; nothing here keeps state.
 //! Absent: permissions (checked before) and threads (the caller's).
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ use super::instances;
 use super::resolve::{self, Object, Origin};
 use super::{
     Services, attach, copies, freezing, groups, images, keys, meters, policies, presence,
-    repo_images, repos,
+    repo_images, repos, usage,
 };
 
 /// Ranges in a page of a diff unless the client asks for more.
@@ -49,11 +48,12 @@ pub(super) enum Failure {
     Failed(ErrorBody),
 }
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Failure {
+    /// Its kind and message.
+    pub(super) fn told(&self) -> (String, String) {
         match self {
-            Failure::Params(why) => f.write_str(why),
-            Failure::Failed(body) => body.fmt(f),
+            Failure::Params(why) => (proto::ErrorKind::Invalid.name().to_owned(), why.clone()),
+            Failure::Failed(body) => (body.kind.name().to_owned(), body.message.clone()),
         }
     }
 }
@@ -90,6 +90,7 @@ pub(super) fn call(
         Method::SnapshotList => ask.reply(snapshot_list),
         Method::SnapshotShow => ask.reply(snapshot_show),
         Method::SnapshotDelete => ask.serve(snapshot_delete),
+        Method::SnapshotFreed => ask.reply(usage::freed),
         Method::SnapshotSet => ask.reply(snapshot_set),
         Method::SnapshotDiff => ask.reply(snapshot_diff),
         Method::GroupCreate => ask.serve(freezing::group_create),
@@ -145,6 +146,9 @@ pub(super) fn call(
         Method::KeyRotate => ask.reply(keys::rotate),
         Method::MetricsShow => ask.serve(meters::metrics),
         Method::StatsShow => ask.reply(meters::stats),
+        Method::UsageShow => ask.reply(usage::show),
+        Method::AuditList => ask.serve(meters::audit),
+        Method::ConfigShow => ask.serve(meters::config),
         Method::PoolShow => ask.reply(pool_show),
         Method::PoolResize => ask.reply(pool_resize),
         Method::EventsList => ask.reply(events_list),
@@ -243,9 +247,17 @@ fn disk_rename(engine: &Arc<Engine>, by: Actor, ask: proto::DiskRename) -> Resul
 fn disk_set(engine: &Arc<Engine>, by: Actor, ask: proto::DiskSet) -> Result<proto::Disk> {
     let id = resolve::disk(engine, &ask.disk)?;
     let instance = ask.instance.map(|name| resolve::instance(engine, &name)).transpose()?;
-    let proto::DiskSet { description, read_only, delete_auto_snapshot: delete_auto, .. } = ask;
+    let proto::DiskSet { description, read_only, protected, .. } = ask;
+    let delete_auto = ask.delete_auto_snapshot;
     let change = DiskChange { description, read_only, instance, delete_auto };
-    engine.disk_change(by, &id, change).map(disk)
+    if protected.is_none() || change != DiskChange::default() {
+        engine.disk_change(by, &id, change)?;
+    }
+    match protected {
+        Some(on) => engine.disk_protect(by, &id, on),
+        None => engine.disk(&id),
+    }
+    .map(disk)
 }
 
 fn snapshot_list(
@@ -286,8 +298,16 @@ fn snapshot_set(
 ) -> Result<proto::Snapshot> {
     let id = resolve::snapshot(engine, &ask.snapshot)?;
     let access = ask.instant_access.map(presence::of).transpose()?;
-    let change = SnapshotChange { name: ask.name, description: ask.description, access };
-    engine.snapshot_change(by, &id, change).map(snapshot)
+    let proto::SnapshotSet { name, description, protected, .. } = ask;
+    let change = SnapshotChange { name, description, access };
+    if protected.is_none() || change != SnapshotChange::default() {
+        engine.snapshot_change(by, &id, change)?;
+    }
+    match protected {
+        Some(on) => engine.snapshot_protect(by, &id, on),
+        None => engine.snapshot(&id),
+    }
+    .map(snapshot)
 }
 
 fn snapshot_diff(
@@ -313,7 +333,10 @@ fn chain_list(engine: &Arc<Engine>, _: Actor, _: proto::ChainList) -> Result<pro
 }
 
 fn chain_show(engine: &Arc<Engine>, _: Actor, ask: proto::ChainShow) -> Result<proto::Chain> {
-    engine.chain(&resolve::chain(engine, &ask.disk)?).map(chain)
+    let found = engine.chain(&resolve::chain(engine, &ask.disk)?)?;
+    let ids: Vec<_> = found.snapshots.iter().map(|one| one.id.clone()).collect();
+    let freed = engine.freed_in_order(&ids)?.into_iter().sum();
+    Ok(proto::Chain { exclusive_bytes: Some(freed), ..chain(found) })
 }
 
 fn tags_set(engine: &Arc<Engine>, by: Actor, ask: proto::TagsSet) -> Result<proto::Tagged> {

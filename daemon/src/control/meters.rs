@@ -15,12 +15,32 @@ use crate::engine::meters::{Done, Operation};
 use crate::error::Result;
 use crate::histogram::BOUNDS_US;
 
+/// Entries in a reply: about 3 MiB of JSON.
+const AUDIT_MAX: u32 = 10_000;
+
 pub(super) fn metrics(
     services: &Services,
     _: Actor,
     _: proto::MetricsShow,
 ) -> Result<proto::MetricsPage> {
     Ok(proto::MetricsPage { text: services.metrics.text()? })
+}
+
+pub(super) fn config(
+    services: &Services,
+    _: Actor,
+    _: proto::ConfigShow,
+) -> Result<proto::ConfigPage> {
+    Ok(proto::ConfigPage { text: services.config.to_string() })
+}
+
+pub(super) fn audit(
+    services: &Services,
+    _: Actor,
+    ask: proto::AuditList,
+) -> Result<proto::AuditPage> {
+    let limit = usize::try_from(ask.limit.unwrap_or(AUDIT_MAX).min(AUDIT_MAX)).unwrap_or(0);
+    Ok(proto::AuditPage { entries: services.audit.last(limit)? })
 }
 
 pub(super) fn stats(engine: &Arc<Engine>, _: Actor, _: proto::StatsShow) -> Result<proto::Stats> {

@@ -7,6 +7,7 @@
 //! Absent: the data path (NBD), and what the methods do (`handlers`).
 
 mod attach;
+pub mod audit;
 mod connection;
 mod convert;
 mod copies;
@@ -25,6 +26,7 @@ mod repos;
 mod resolve;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -50,6 +52,7 @@ use crate::vault::Vault;
 
 pub use peer::Access;
 
+pub use audit::Audit;
 use connection::Connection;
 
 /// Connections to one socket. An administrator's scripts and a few event followers need a dozen;
@@ -78,6 +81,9 @@ pub struct Services {
     pub vault: Arc<Vault>,
     pub metrics: Arc<Metrics>,
     pub policies: Arc<Policies>,
+    pub audit: Arc<Audit>,
+    /// The configuration in words.
+    pub config: Arc<str>,
 }
 
 /// What the clients of a socket may do.
@@ -87,6 +93,15 @@ pub enum Role {
     Admin,
     /// Methods that change nothing.
     Observer,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Role::Admin => "admin",
+            Role::Observer => "observer",
+        }
+    }
 }
 
 /// The server behind one control socket.

@@ -56,7 +56,7 @@ pub struct DiskSpec {
 }
 
 /// Changes to a disk; `None` leaves a property as it is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DiskChange {
     pub description: Option<String>,
     /// Refuse writes on the disk's export.
@@ -136,7 +136,7 @@ impl fmt::Display for Consistency {
 }
 
 /// Changes to a snapshot; `None` leaves a property as it is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotChange {
     pub name: Option<String>,
     pub description: Option<String>,
@@ -255,6 +255,8 @@ pub struct DiskInfo {
     pub encrypted: bool,
     /// Why there is no key for it, if there is none.
     pub locked: Option<String>,
+    /// Nothing of it may be lost.
+    pub protected: bool,
 }
 
 /// The kernel device of a disk.
@@ -324,6 +326,8 @@ pub struct SnapshotInfo {
     pub encrypted: bool,
     /// Where it is, unless it is in the pool only.
     pub presence: Option<PresenceInfo>,
+    /// It may not be deleted.
+    pub protected: bool,
     pub tags: Tags,
     pub clients: Vec<ClientInfo>,
 }

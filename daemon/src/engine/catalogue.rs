@@ -10,7 +10,9 @@ mod image;
 mod op;
 mod policy;
 mod presence;
+mod protect;
 mod record;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -19,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::api::policy::Hold;
 use super::copies::{CopyRecord, Filling};
 use super::repos::RepoRecord;
+use super::usage::UsageRecord;
 use crate::crypt::master::Wrapped;
 use crate::error::{Error, Result};
 use crate::units::{CopyId, DiskId, GroupId, ImageId, InstanceId, PolicyId, SnapshotId, TreeId};
@@ -48,6 +51,10 @@ pub struct Catalogue {
     pub policies: BTreeMap<PolicyId, PolicyRecord>,
     pub holds: BTreeMap<String, Hold>,
     pub events: VecDeque<EventRecord>,
+    /// Oldest first.
+    pub usage: VecDeque<UsageRecord>,
+    /// Ids of disks and snapshots.
+    pub protected: BTreeSet<String>,
     pub next_tree: u32,
     names: HashMap<String, DiskId>,
     dirty: BTreeSet<String>,
@@ -77,6 +84,10 @@ impl Catalogue {
                 "filling" => self.put_filling(decode(&key, &value)?),
                 "policy" => self.put_policy(decode(&key, &value)?),
                 "hold" => self.put_hold(decode(&key, &value)?),
+                "usage" => self.usage.push_back(decode(&key, &value)?),
+                "protect" => {
+                    self.protected.extend(key.split_once('/').map(|(_, id)| id.to_owned()));
+                }
                 "event" => self.events.push_back(decode(&key, &value)?),
                 _ => {}
             }
@@ -143,6 +154,10 @@ impl Catalogue {
         self.repos.remove(name)
     }
 
+    pub fn put_keys(&mut self, keys: Vec<KeyRecord>) {
+        keys.into_iter().for_each(|key| self.put_key(key.tree, key.wrapped));
+    }
+
     pub fn put_key(&mut self, tree: TreeId, key: Wrapped) {
         self.dirty.insert(format!("key/{tree}"));
         self.keys.insert(tree, key);
@@ -159,8 +174,11 @@ impl Catalogue {
         true
     }
 
-    /// Adds the event of an entry.
+    /// Adds the event of an entry, if it has one.
     pub fn add_event(&mut self, entry: &Entry) {
+        if !entry.op.is_told() {
+            return;
+        }
         let seq = self.events.back().map_or(1, |last| last.seq + 1);
         let (kind, object) = entry.op.event();
         self.dirty.insert(event_key(seq));
@@ -234,6 +252,8 @@ impl Catalogue {
                 "filling" => self.fillings.get(&DiskId::from(id)).map(encode).transpose()?,
                 "policy" => self.policies.get(&PolicyId::from(id)).map(encode).transpose()?,
                 "hold" => self.holds.get(id).map(encode).transpose()?,
+                "usage" => self.usage_at(id).map(encode).transpose()?,
+                "protect" => self.is_protected(id).then(|| encode(&true)).transpose()?,
                 _ => {
                     let seq: u64 = id.parse().unwrap_or(0);
                     let at = seq.checked_sub(first).and_then(|at| usize::try_from(at).ok());

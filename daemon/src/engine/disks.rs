@@ -89,6 +89,7 @@ impl Engine {
     pub fn disk_delete(&self, by: Actor, id: &DiskId, force: bool) -> Result<()> {
         let _shape = self.shape.lock();
         let record = self.record(id)?;
+        self.refuse_protected(id, "deleted")?;
         refuse_attached(&record, "deleted")?;
         self.making.refuse(&record, "deleted")?;
         self.check_undo_unpinned(&record)?;
@@ -128,6 +129,7 @@ impl Engine {
         self.making.refuse(&disk, "resized")?;
         check_size(size)?;
         if size < disk.size {
+            self.refuse_protected(id, "made smaller")?;
             if !force {
                 return Err(Error::invalid(format!(
                     "{} has {} bytes; {size} is smaller and would cut off its end",
@@ -270,6 +272,7 @@ impl Engine {
         what: Switch<'_>,
     ) -> Result<Rollback> {
         let Switch { kind, message, force } = what;
+        self.refuse_protected(&disk.id, RETURNED)?;
         let disconnected = self.clients.exclude(&disk.id, &disk.name, force)?;
         let head = self.tree(disk.tree).next_epoch()?;
         let word = if kind == "disk.reinit" { "before-reinit" } else { "before-rollback" };
@@ -328,6 +331,9 @@ impl Engine {
         results.pop().unwrap_or(Ok(()))
     }
 }
+
+/// What a rollback, its undo and a reinit do.
+pub const RETURNED: &str = "returned to an earlier state";
 
 /// How a switch of heads is told, and whether clients are disconnected for it.
 struct Switch<'a> {

@@ -322,8 +322,9 @@ impl Engine {
         Ok(places)
     }
 
-    /// Refuses a snapshot that an image is made of; there is no force for that.
+    /// Refuses a snapshot that is protected, or that an image is made of; there is no force for that.
     pub(super) fn check_unpinned(&self, snapshot: &SnapshotRecord) -> Result<()> {
+        self.refuse_protected_snapshot(&snapshot.id, &self.snapshot_label(snapshot))?;
         self.check_pins(snapshot, None)
     }
 

@@ -253,6 +253,7 @@ impl Engine {
         let sealing = self.sealing(&catalogue, record.tree);
         Ok(DiskInfo {
             encrypted: !matches!(sealing, Sealing::Plain),
+            protected: catalogue.is_protected(record.id.as_str()),
             locked: sealing.cipher().err().map(|error| error.message().to_owned()),
             clients: self.clients.of(&Subject::Disk(record.id.clone())),
             id: record.id,
@@ -289,6 +290,7 @@ impl Engine {
         });
         Ok(SnapshotInfo {
             encrypted: catalogue.keys.contains_key(&record.tree),
+            protected: catalogue.is_protected(record.id.as_str()),
             clients: self.clients.of(&Subject::Snapshot(record.id.clone())),
             made_disks: catalogue.made_from(&record.id),
             images: catalogue.images_with(&record.id).iter().map(|one| one.id.clone()).collect(),

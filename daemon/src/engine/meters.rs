@@ -90,6 +90,10 @@ pub struct Work {
     pub last_event: u64,
     pub copies_under_way: u64,
     pub copies_failed: u64,
+    /// Policies that have made snapshots, by name, and when they last did.
+    pub policies: Vec<(String, u64)>,
+    /// What of policies stands still until somebody agrees.
+    pub held: u64,
     /// Running jobs by kind.
     pub jobs: BTreeMap<String, u64>,
 }
@@ -190,6 +194,14 @@ impl Engine {
         chains
     }
 
+    /// When each policy last made its snapshots, and how much of them stands still.
+    fn policies_at_work(&self) -> (Vec<(String, u64)>, u64) {
+        let catalogue = self.catalogue.read();
+        let policies = catalogue.policies.values();
+        let last = policies.filter_map(|one| Some((one.spec.name.clone(), one.last_success?)));
+        (last.collect(), catalogue.holds.len() as u64)
+    }
+
     /// What the engine has done since it was opened.
     #[must_use]
     pub fn work(&self) -> Work {
@@ -197,6 +209,7 @@ impl Engine {
         for job in self.jobs().into_iter().filter(|job| job.state == JobState::Running) {
             *jobs.entry(job.kind).or_default() += 1;
         }
+        let (policies, held) = self.policies_at_work();
         let (copies_failed, copies, last_event) = {
             let catalogue = self.catalogue.read();
             let failed = catalogue.copies.values().filter(|copy| copy.failed.is_some()).count();
@@ -212,6 +225,8 @@ impl Engine {
             last_event,
             copies_under_way: copies - copies_failed,
             copies_failed,
+            policies,
+            held,
             jobs,
         }
     }

@@ -17,6 +17,7 @@ pub mod copies;
 mod diff;
 mod disks;
 mod exports;
+mod freed;
 pub mod groups;
 pub mod heal;
 pub mod images;
@@ -29,11 +30,13 @@ pub mod meters;
 mod names;
 pub mod policies;
 pub mod presence;
+pub mod protect;
 mod recovery;
 pub mod repos;
 mod scrub;
 mod snapshots;
 mod tail;
+pub mod usage;
 mod warm;
 
 use std::collections::{BTreeMap, HashMap};
@@ -57,7 +60,7 @@ use crate::units::{DiskId, Lba, Pbn, SnapshotId, TreeId};
 use api::{Actor, ScrubReport};
 use catalogue::{Catalogue, Cut, DiskRecord, Entry, NewDisk, Op, SnapshotRecord, Turn};
 pub use clients::{ClientGuard, Hangup, Pin};
-pub use disks::TAGS_MAX;
+pub use disks::{RETURNED, TAGS_MAX};
 pub use exports::Target;
 
 /// The largest pool: block numbers have 40 bits, and the journal takes some of them.
@@ -249,6 +252,7 @@ impl Engine {
         }
         self.shared.pool.sync()?;
         self.new_event.1.notify_all();
+        log_event(&entry);
         Ok(())
     }
 
@@ -327,9 +331,7 @@ impl Engine {
                 self.apply_new_disk(catalogue, disk);
                 catalogue.put_filling(filling);
             }
-            Op::KeyRotate { keys } => {
-                keys.into_iter().for_each(|key| catalogue.put_key(key.tree, key.wrapped));
-            }
+            Op::KeyRotate { keys } => catalogue.put_keys(keys),
             Op::Note { .. } => {}
             op => catalogue.apply_records(op)?,
         }
@@ -499,6 +501,15 @@ fn lock_all(views: &[Arc<View>]) -> (Vec<Head<'_>>, Instant) {
     }
     let began = Instant::now();
     (views.iter().map(|view| view.lock()).collect(), began)
+}
+
+/// The system log has every event too, where it can be searched by its fields.
+fn log_event(entry: &Entry) {
+    let (kind, object) = entry.op.event();
+    if entry.op.is_told() {
+        let Entry { uid, pid, message, .. } = entry;
+        tracing::info!(target: "rowd::event", kind, object, uid, pid, text = message, "event");
+    }
 }
 
 /// A record names something that must exist.

@@ -215,7 +215,11 @@ fn of_upkeep(page: &mut Page<'_>, pool: &PoolStatus, work: &Work) -> fmt::Result
     let jobs = work.jobs.iter();
     let jobs = jobs.map(|(kind, count)| (vec![("kind", kind.clone())], Value::Whole(*count)));
     page.write(table::JOBS, jobs.collect())?;
-    page.whole(table::EVENTS, work.last_event)
+    page.whole(table::EVENTS, work.last_event)?;
+    let policies = work.policies.iter();
+    let policies = policies.map(|(name, at)| (vec![("policy", name.clone())], Value::Whole(*at)));
+    page.write(table::POLICY_LAST, policies.collect())?;
+    page.whole(table::POLICY_HELD, work.held)
 }
 
 /// Memory in use, as the kernel counts it; nothing where it does not tell.

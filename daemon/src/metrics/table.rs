@@ -117,6 +117,9 @@ metrics! {
     COPIES = Gauge "rowd_copies" ["state"] "Copies of snapshots that are progressing or have failed";
     JOBS = Gauge "rowd_jobs_running" ["kind"] "Jobs that run now; kinds that do not run are absent";
     EVENTS = Counter "rowd_events" [] "Events over the life of the pool";
+    POLICY_LAST = Gauge "rowd_policy_last_success_timestamp_seconds" ["policy"]
+        "When the policy last made its snapshots, in seconds since 1970; absent before that";
+    POLICY_HELD = Gauge "rowd_policy_held" [] "What of policies stands still until somebody agrees";
     FROZEN = Histogram "rowd_frozen_seconds" [] "For how long file systems were frozen for a snapshot or group";
     FROZEN_NOW = Gauge "rowd_freeze_running" [] "1 while file systems are being frozen for a snapshot";
     FROZEN_LEFT = Gauge "rowd_freeze_left" [] "1 when an earlier freeze may have left file systems frozen";

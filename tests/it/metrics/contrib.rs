@@ -114,6 +114,10 @@ impl Prometheus {
             let address = line.rsplit_once("address=")?.1.trim().to_owned();
             (!address.ends_with(":0")).then_some(address)
         });
+        wait::until("prometheus to be ready", || {
+            let (head, _) = http(&started.address, "GET /-/ready");
+            head.contains(" 200 ").then_some(())
+        });
         started
     }
 

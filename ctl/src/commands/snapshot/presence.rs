@@ -67,6 +67,12 @@ pub struct Change {
     /// Let it leave the pool; its copy has to be complete
     #[arg(long)]
     no_instant_access: bool,
+    /// Refuse what would lose it, whatever the force, until --no-protect
+    #[arg(long, conflicts_with = "no_protect")]
+    pub protect: bool,
+    /// Allow it again
+    #[arg(long)]
+    pub no_protect: bool,
 }
 
 impl Change {

@@ -41,6 +41,7 @@ fn snapshot(name: &str) -> Snapshot {
         encrypted: false,
         policy_id: None,
         scheduled_at: None,
+        protected: false,
     }
 }
 

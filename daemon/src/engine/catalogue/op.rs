@@ -13,6 +13,7 @@ use crate::engine::api::Actor;
 use crate::engine::api::policy::Hold;
 use crate::engine::copies::{CopyRecord, Filling};
 use crate::engine::repos::RepoRecord;
+use crate::engine::usage::UsageRecord;
 use crate::error::Result;
 use crate::units::{CopyId, DiskId, GroupId, ImageId, InstanceId, PolicyId, SnapshotId};
 
@@ -28,6 +29,14 @@ impl Catalogue {
             | Op::PolicyHold { .. }
             | Op::PolicyResume { .. } => self.apply_policy(op),
             Op::SnapshotCopied { .. } | Op::SnapshotStay { .. } => self.apply_presence(op),
+            Op::UsageSample { sample } => {
+                self.put_usage(sample);
+                Ok(())
+            }
+            Op::Protect { object, on, .. } => {
+                self.set_protected(&object, on);
+                Ok(())
+            }
             op => self.apply_vault(op),
         }
     }
@@ -196,6 +205,16 @@ pub enum Op {
     KeyRotate {
         keys: Vec<KeyRecord>,
     },
+    /// Usage at one moment; it has no event.
+    UsageSample {
+        sample: UsageRecord,
+    },
+    /// A disk or snapshot is protected, or no longer.
+    Protect {
+        object: String,
+        on: bool,
+        kind: String,
+    },
     /// Something happened that is told and changes nothing.
     Note {
         kind: String,
@@ -204,6 +223,12 @@ pub enum Op {
 }
 
 impl Op {
+    /// Whether the change has an event.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        !matches!(self, Op::UsageSample { .. })
+    }
+
     /// The kind and the object of the event of this change.
     #[must_use]
     pub fn event(&self) -> (&str, &str) {
@@ -241,6 +266,8 @@ impl Op {
             Op::PolicyHold { hold } => ("policy.hold", hold.object.as_str()),
             Op::PolicyResume { object } => ("policy.resume", object),
             Op::KeyRotate { .. } => ("key.rotate", "pool"),
+            Op::UsageSample { .. } => ("usage.sample", "pool"),
+            Op::Protect { kind, object, .. } => (kind, object),
             Op::Note { kind, object } => (kind, object),
         }
     }
