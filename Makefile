@@ -18,7 +18,7 @@ BUILD_PACKAGES := clang libclang-dev cmake pkg-config make g++
 ACCEPTANCE_PACKAGES := mariadb-server postgresql shellcheck
 DEMO_PACKAGES := libnbd-bin fuse3 e2fsprogs mount
 TEST_PACKAGES := nbdkit libnbd-bin python3-libnbd fio nbd-server qemu-utils xfsprogs e2fsprogs strace \
-	fuse3 mount qemu-system-x86 debootstrap cpio binutils prometheus
+	fuse3 mount qemu-system-x86 debootstrap cpio binutils jq prometheus
 
 .PHONY: help
 help: ## Show this list

@@ -14,6 +14,7 @@ const SCRIPTS: &[&str] = &[
     "examples/mariadb/postscript.sh",
     "examples/mariadb/prescript.sh",
     "examples/postgresql/50-postgresql",
+    "examples/recovery-drill/drill.sh",
     "tests/acceptance/common.sh",
     "tests/acceptance/file-writer.sh",
     "tests/acceptance/mariadb.sh",
@@ -66,7 +67,8 @@ fn the_scripts_and_examples_are_sound() {
     let mut command = tool::command("shellcheck");
     command.current_dir(root()).args(["--external-sources", "--severity=style"]).args(SCRIPTS);
     tool::finish(&mut command).ok();
-    for dir in ["examples/file-writer", "examples/mariadb", "examples/postgresql"] {
+    for dir in ["file-writer", "mariadb", "postgresql", "recovery-drill"] {
+        let dir = format!("examples/{dir}");
         for entry in std::fs::read_dir(root().join(dir)).unwrap() {
             let path = entry.unwrap().path();
             let path = path.strip_prefix(root()).unwrap().display().to_string();

@@ -4,6 +4,7 @@
 
 mod copies;
 mod deletes;
+mod drill;
 mod encrypted;
 mod endings;
 mod heal;
