@@ -144,7 +144,7 @@ impl Guest {
             Err(error) => return Err(Error::io(format!("read {}", record.display()), &error)),
         };
         all.push(one);
-        let kept = Record { boot: boot(), what: what.clone(), members: all };
+        let kept = Record { boot: boot(), what: what.clone(), members: all, hurried: false };
         kept.write(record).map_err(|e| Error::io(format!("write {}", record.display()), &e))
     }
 

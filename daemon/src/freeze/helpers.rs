@@ -74,7 +74,8 @@ mod tests {
         let path = home.path().join("frozen.json");
         assert_eq!(Record::read(&path).unwrap(), None);
         let member = Recorded { device: "7:0".to_owned(), mount_point: "/srv".to_owned() };
-        let mut record = Record { boot: boot(), what: "db@x".to_owned(), members: vec![member] };
+        let mut record =
+            Record { boot: boot(), what: "db@x".to_owned(), members: vec![member], hurried: true };
         record.write(&path).unwrap();
         assert_eq!(Record::read(&path).unwrap(), Some(record.clone()));
         record.boot = "another".to_owned();

@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use super::Busy;
 use super::discover::Member;
 use super::helpers::{millis, pair};
+use super::hurry;
 use super::kernel;
 use super::provider::{Held, Provider, Target};
 use super::record::{Record, Recorded, boot};
@@ -60,6 +61,8 @@ enum End {
 struct Watch {
     /// Something may be frozen.
     frozen: bool,
+    /// The helper may have put the kernel in a hurry.
+    hurried: bool,
     /// The helper waits for a file system that does not answer.
     late: bool,
     /// When the helper must have thawed.
@@ -199,13 +202,13 @@ impl Local {
             .hint("it is thawed as soon as it answers; see `rowctl freeze status`")
     }
 
-    fn write_record(&self) -> Result<()> {
+    fn write_record(&self, hurried: bool) -> Result<()> {
         let one = |member: &Member| Recorded {
             device: member.dev.to_string(),
             mount_point: member.target.mount_point.clone(),
         };
         let members = self.members.iter().map(one).collect();
-        let record = Record { boot: boot(), what: self.what.clone(), members };
+        let record = Record { boot: boot(), what: self.what.clone(), members, hurried };
         record
             .write(&self.record)
             .map_err(|e| Error::io(format!("write {}", self.record.display()), &e))
@@ -245,9 +248,11 @@ impl Provider for Local {
     }
 
     fn freeze(&mut self) -> Result<()> {
-        self.write_record()?;
+        let hurried = hurry::is_off();
+        self.write_record(hurried)?;
         {
             let mut watch = self.watch.lock();
+            watch.hurried = hurried;
             watch.frozen = true;
             watch.deadline = Some(Instant::now() + self.limit);
         }
@@ -446,9 +451,16 @@ impl Monitor {
         if !self.watch.lock().frozen {
             return;
         }
-        self.watch.lock().end.get_or_insert(End::HelperGone);
+        let hurried = {
+            let mut watch = self.watch.lock();
+            watch.end.get_or_insert(End::HelperGone);
+            watch.hurried
+        };
         let errnos = thaw_all(&self.members);
         tracing::warn!(?errnos, "the freeze helper is gone; rowd has thawed");
+        if hurried && let Err(error) = hurry::undo() {
+            tracing::warn!(%error, "the kernel stays in the hurry of a freeze");
+        }
         self.settle(&errnos);
         let _unheard = self.reports.send(Report::Thawed { errnos });
     }

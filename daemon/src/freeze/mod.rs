@@ -14,6 +14,7 @@ pub mod discover;
 pub mod guest;
 mod helpers;
 pub mod hook;
+pub mod hurry;
 pub mod kernel;
 pub mod local;
 pub mod mounts;

@@ -22,6 +22,9 @@ pub struct Record {
     /// What it is for: the name of a snapshot or group.
     pub what: String,
     pub members: Vec<Recorded>,
+    /// The kernel may be in a hurry for it (`hurry.rs`) and was not before.
+    #[serde(default)]
+    pub hurried: bool,
 }
 
 /// One file system.

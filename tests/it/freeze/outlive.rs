@@ -9,6 +9,8 @@ use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rowd::freeze::hurry;
+use rowd::freeze::record::{Record, boot};
 use rowd_tests::process::Daemon;
 use rowd_tests::{tool, wait};
 use serde_json::{Value, json};
@@ -189,6 +191,22 @@ fn the_next_start_thaws_when_both_are_killed() {
     wait::until("the event", || {
         world.daemon.json(&["events"]).to_string().contains("freeze.recovered").then_some(())
     });
+}
+
+/// Who died while the kernel was in a hurry for a freeze has left that in the record.
+#[test]
+fn the_hurry_of_the_kernel_ends_with_the_record_of_the_freeze() {
+    let home = tempfile::TempDir::with_prefix("rowd-hurry-").unwrap();
+    let file = home.path().join("frozen.json");
+    let record = Record { boot: boot(), hurried: true, ..Record::default() };
+    fs::write(&file, serde_json::to_string(&record).unwrap()).unwrap();
+    fs::write("/sys/kernel/rcu_expedited", "1").unwrap();
+    let program = tool::built("rowd-freeze");
+    let mut thaw = Command::new(program);
+    tool::finish(thaw.args(["thaw", "--recorded"]).arg(&file)).ok();
+    // Freezes of other tests may have it on for a moment.
+    wait::until("the kernel takes its time again", || hurry::is_off().then_some(()));
+    assert!(!file.exists());
 }
 
 /// The same without a next start: `rowctl freeze thaw` works by the record alone.

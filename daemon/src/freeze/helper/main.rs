@@ -10,6 +10,8 @@
 #[path = "../dev.rs"]
 mod dev;
 mod guest;
+#[path = "../hurry.rs"]
+mod hurry;
 #[path = "../kernel.rs"]
 mod kernel;
 #[path = "../qga.rs"]
@@ -34,6 +36,7 @@ use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::signal::SigSet;
 use nix::unistd::{setsid, syncfs};
 
+use hurry::Hurry;
 use wire::{Order, Report};
 
 /// How often a thaw that failed is tried again, and the pause between.
@@ -120,6 +123,7 @@ struct Helper {
     aim: Aim,
     deadline: Option<Instant>,
     alone: bool,
+    hurry: Hurry,
     micros: Vec<u64>,
     errnos: Vec<i32>,
     /// The result of the last thaw has to be told.
@@ -164,6 +168,7 @@ fn serve() -> ExitCode {
         aim: Aim::Idle,
         deadline: None,
         alone: false,
+        hurry: Hurry::default(),
         micros: Vec::new(),
         errnos: Vec::new(),
         owes: false,
@@ -227,6 +232,7 @@ impl Helper {
                 self.aim = Aim::Freeze;
                 self.deadline = Some(Instant::now() + Duration::from_millis(limit_ms));
                 self.errnos.fill(0);
+                self.hurry.begin();
                 self.freeze_next();
             }
             Event::Order(Order::Thaw, _) => self.thaw(),
@@ -292,6 +298,7 @@ impl Helper {
         let loose = |member: &&Member| member.state == State::Loose;
         let Some(depth) = self.members.iter().filter(loose).map(|member| member.depth).max() else {
             self.aim = Aim::Hold;
+            self.hurry.end();
             let micros = self.micros.clone();
             return self.tell(&Report::Frozen { micros });
         };
@@ -308,6 +315,7 @@ impl Helper {
         self.aim = Aim::Thaw;
         self.deadline = None;
         self.owes = true;
+        self.hurry.end();
         for member in (0..self.members.len()).rev() {
             if self.members[member].state == State::Frozen {
                 self.start(member, State::Thawing);

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::dev::{Dev, open};
+use super::hurry;
 use super::kernel;
 use super::record::{AGENT, Record, Recorded};
 
@@ -51,6 +52,11 @@ fn thaw_of(path: &Path, limit: Duration) -> bool {
             return false;
         }
     };
+    if record.hurried
+        && let Err(error) = hurry::undo()
+    {
+        eprintln!("rowd-freeze: the kernel stays in the hurry of a freeze: {error}");
+    }
     let deadline = Instant::now() + limit;
     let started: Vec<_> = record.members.iter().map(|one| (one, start(one))).collect();
     let mut left = 0;
