@@ -87,7 +87,7 @@ check_files() {
 # drill COPY NAME: takes one copy back.
 drill() {
     local copy=$1 name=$2
-    rowctl --quiet copy verify "$copy" > /dev/null || return
+    rowctl -o json copy verify "$copy" > "$home/job" || { jq -r .message "$home/job" >&2; return 1; }
     rowctl --quiet disk create "$name" --from "$copy" > /dev/null || return
     open_disk "$name" || return
     local status=0
