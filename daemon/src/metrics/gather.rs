@@ -181,6 +181,7 @@ fn of_pool(page: &mut Page<'_>, pool: &PoolStatus, work: &Work) -> fmt::Result {
     page.whole(table::POOL_FILE, pool.file_bytes)?;
     page.whole(table::POOL_MAX, pool.max_bytes)?;
     page.whole(table::POOL_CORRUPT, pool.corrupt_blocks)?;
+    page.whole(table::POOL_HEALED, pool.healed_blocks)?;
     page.one(table::POOL_SYNC, Value::Timed(work.syncs))?;
     page.whole(table::DISKS, pool.disks)?;
     page.whole(table::SNAPSHOTS, pool.snapshots)?;

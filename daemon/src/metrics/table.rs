@@ -91,6 +91,7 @@ metrics! {
     POOL_FILE = Gauge "rowd_pool_file_bytes" [] "Bytes of data blocks that the pool file has";
     POOL_MAX = Gauge "rowd_pool_max_bytes" [] "Bytes of data blocks to which it may grow";
     POOL_CORRUPT = Counter "rowd_pool_corrupt_blocks" [] "Times that a block was not what was written";
+    POOL_HEALED = Counter "rowd_pool_healed_blocks" [] "Damaged blocks that were stored anew, from copies";
     POOL_SYNC = Histogram "rowd_pool_sync_seconds" [] "How long the device took to make writes durable";
     DISKS = Gauge "rowd_disks" [] "Disks";
     SNAPSHOTS = Gauge "rowd_snapshots" [] "Snapshots";

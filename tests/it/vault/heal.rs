@@ -167,6 +167,33 @@ fn a_block_of_an_encrypted_disk_is_healed() {
     check(&mut daemon);
 }
 
+/// A snapshot that is in the repository alone, as most are, heals its disk all the same.
+#[test]
+fn a_block_is_healed_from_a_snapshot_that_has_left_the_pool() {
+    let mut daemon = daemon();
+    let data = noise(1, 3 << 20);
+    write(&daemon, "data", 0, &data);
+    daemon.ctl(&["snapshot", "create", "data", "one", "--repo", "backup"]);
+    wait::until("a snapshot that has left the pool", || {
+        let told = daemon.json(&["snapshot", "show", "data@one"]);
+        (told["presence"] == serde_json::json!(["repository"])).then_some(())
+    });
+    daemon.wait_reclaimed();
+    let expected = contents(&daemon, "data", SIZE);
+    flip(&daemon, &data[4096 * 7..4096 * 8]);
+    assert!(!reads(&daemon, "data", 4096 * 7));
+    wait_healed(&daemon, 1);
+    assert!(contents(&daemon, "data", SIZE) == expected);
+    // The next copy still knows what changed since.
+    write(&daemon, "data", 0, &noise(2, 4096));
+    daemon.ctl(&["snapshot", "create", "data", "two"]);
+    let second = copied(&daemon, "data@two", "backup");
+    assert_eq!(second["detail"]["new_bytes"], 4096);
+    daemon.ctl(&["copy", "verify", second["id"].as_str().unwrap()]);
+    check(&mut daemon);
+    assert!(contents(&daemon, "data@two", SIZE)[4096..] == expected[4096..]);
+}
+
 /// Without a copy that has the very block, nothing is made up: not from a copy of other contents of that place, nor
 /// from another disk, nor from a copy that is damaged itself.
 #[test]
