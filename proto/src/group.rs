@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::params::params;
-use crate::{Consistency, FreezeOptions, RolledBack, Snapshot, Tags, Time};
+use crate::{Consistency, FreezeOptions, InstantAccess, RolledBack, Snapshot, Tags, Time};
 
 params! {
     /// Makes snapshots of several disks at exactly one instant.
@@ -25,6 +25,12 @@ params! {
         freeze?: FreezeOptions,
         description: String = default,
         tags: Tags = default,
+        /// Keep every member in this repository; left out: in the default repository, if there is one.
+        repo?: String,
+        /// Keep them in the pool only, whatever the default is.
+        local: bool = default,
+        /// Of every member that is kept in a repository.
+        instant_access: InstantAccess = default,
     }
 
     /// Lists groups, oldest first.

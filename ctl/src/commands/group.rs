@@ -20,6 +20,7 @@ use super::Context;
 use super::args::{About, Change, Consent};
 use super::disk::back::rolled_back_text;
 use super::freeze::{FreezeArgs, report_text};
+use super::snapshot::Keep;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -30,10 +31,11 @@ pub enum Verb {
   rowctl group create data1 log1 --consistency fs
   rowctl group create --instance local --consistency app
   rowctl group create --instance web1 --exclude scratch1
+  rowctl group create data1 log1 --repo backup --instant-access
 
 A group is what others call an instance snapshot. It is kept until somebody deletes it. Its
 first snapshot of a disk holds all of it, later ones what changed.")]
-    Create(Create),
+    Create(Box<Create>),
     /// List groups, oldest first
     #[command(visible_alias = "ls", after_help = "Example:\n  rowctl group list")]
     List,
@@ -82,6 +84,8 @@ pub struct Create {
     #[command(flatten)]
     freeze: FreezeArgs,
     #[command(flatten)]
+    keep: Keep,
+    #[command(flatten)]
     about: About,
 }
 
@@ -124,7 +128,7 @@ pub struct Rollback {
 pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     let mut client = context.client()?;
     match verb {
-        Verb::Create(args) => create(args, &mut client, context)?,
+        Verb::Create(args) => create(*args, &mut client, context)?,
         Verb::List => {
             let groups = client.call(&GroupList {})?.groups;
             context.output.list(&groups, |one| one.id.clone(), |output| table(&groups, output))?;
@@ -140,11 +144,23 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
 }
 
 fn create(args: Create, client: &mut Client, context: &Context) -> Result<()> {
-    let Create { disks, instances, exclude, name, freeze, about } = args;
+    let Create { disks, instances, exclude, name, freeze, keep, about } = args;
     let (consistency, freeze) = freeze.parts()?;
     let (description, tags) = about.parts();
-    let request =
-        GroupCreate { disks, instances, exclude, name, consistency, freeze, description, tags };
+    let (repo, local, instant_access) = keep.parts();
+    let request = GroupCreate {
+        disks,
+        instances,
+        exclude,
+        name,
+        consistency,
+        freeze,
+        description,
+        tags,
+        repo,
+        local,
+        instant_access,
+    };
     let made = client.call_patiently(&request)?;
     context.output.object(&made, &made.group.id, |output| {
         let text = full(&made.group, output);

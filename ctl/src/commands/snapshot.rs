@@ -27,8 +27,8 @@ use super::{Context, clients};
 mod mount;
 mod presence;
 
-pub use presence::copy_meant;
-use presence::{Change, Keep, settle, verify};
+use presence::{Change, settle, verify};
+pub use presence::{Keep, copy_meant};
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -199,16 +199,18 @@ fn create(args: Create, context: &Context) -> Result<()> {
     let (consistency, freeze) = freeze.parts()?;
     let (description, tags) = about.parts();
     let mut client = context.client()?;
-    let mut request = SnapshotCreate {
+    let (repo, local, instant_access) = keep.parts();
+    let request = SnapshotCreate {
         disk,
         name,
         consistency,
         freeze,
         description,
         tags,
-        ..SnapshotCreate::default()
+        repo,
+        local,
+        instant_access,
     };
-    keep.fill(&mut request);
     let mut made = client.call_patiently(&request)?;
     if wait {
         made.snapshot = settle(&mut client, made.snapshot, None)?;

@@ -50,9 +50,11 @@ pub(super) fn group_create(
     let spec = spec(engine, ask)?;
     if level == Consistency::Crash {
         let group = engine.group_create(by, spec).map(group)?;
+        services.vault.look_after_copies()?;
         return Ok(proto::GroupMade { group, freeze: None });
     }
     let (made, told) = services.freezer.group_create(engine, by, spec, level, &options)?;
+    services.vault.look_after_copies()?;
     Ok(proto::GroupMade { group: group(made), freeze: Some(report(told)) })
 }
 

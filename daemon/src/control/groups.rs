@@ -9,7 +9,7 @@ use rowd_proto as proto;
 use rowd_proto::Time;
 
 use super::convert::{rolled_back, snapshot};
-use super::{Services, resolve};
+use super::{Services, presence, resolve};
 use crate::engine::Engine;
 use crate::engine::RETURNED;
 use crate::engine::api::{
@@ -20,6 +20,7 @@ use crate::units::DiskId;
 
 /// What is asked for, with names turned into ids.
 pub(super) fn spec(engine: &Engine, ask: proto::GroupCreate) -> Result<GroupSpec> {
+    let copy = presence::wanted(engine, ask.repo.clone(), ask.local, ask.instant_access)?;
     let proto::GroupCreate { disks, instances, mut exclude, name, description, tags, .. } = ask;
     exclude.retain(|name| !name.is_empty());
     Ok(GroupSpec {
@@ -32,6 +33,7 @@ pub(super) fn spec(engine: &Engine, ask: proto::GroupCreate) -> Result<GroupSpec
         name,
         description,
         tags,
+        copy,
     })
 }
 
@@ -50,13 +52,15 @@ pub(super) fn set(engine: &Arc<Engine>, by: Actor, ask: proto::GroupSet) -> Resu
 }
 
 pub(super) fn delete(
-    engine: &Arc<Engine>,
+    services: &Services,
     by: Actor,
     ask: proto::GroupDelete,
 ) -> Result<proto::GroupDeleted> {
+    let engine = &services.engine;
     let id = resolve::group(engine, &ask.group)?;
     let name = engine.group(&id)?.name;
     let snapshots = engine.group_delete(by, &id, ask.force)?;
+    services.vault.look_after_copies()?;
     Ok(proto::GroupDeleted { id: id.to_string(), name, snapshots })
 }
 

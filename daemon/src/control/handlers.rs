@@ -97,7 +97,7 @@ pub(super) fn call(
         Method::GroupList => ask.reply(groups::list),
         Method::GroupShow => ask.reply(groups::show),
         Method::GroupSet => ask.reply(groups::set),
-        Method::GroupDelete => ask.reply(groups::delete),
+        Method::GroupDelete => ask.serve(groups::delete),
         Method::GroupRollback => ask.serve(groups::rollback),
         Method::InstanceAdd => ask.reply(instances::add),
         Method::InstanceList => ask.reply(instances::list),

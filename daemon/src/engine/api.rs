@@ -157,6 +157,8 @@ pub struct GroupSpec {
     pub name: Option<String>,
     pub description: String,
     pub tags: Tags,
+    /// Keep every member in a repository.
+    pub copy: Option<KeepSpec>,
 }
 
 /// Changes to a group; `None` leaves a property as it is.

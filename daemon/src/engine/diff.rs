@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::api::Change;
+use super::clients::Pin;
 use crate::disk::{Disk, Extent};
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::leaf::Entry;
@@ -26,14 +27,16 @@ impl Engine {
     /// # Errors
     /// `WrongState` when the two have no common history.
     pub fn diff(
-        &self,
+        self: &Arc<Self>,
         from: Option<&SnapshotId>,
         to: &SnapshotId,
         resume: u64,
         limit: usize,
     ) -> Result<(Vec<Change>, Option<u64>)> {
-        let to = self.open_held(to)?;
-        let from = from.map(|id| self.open_held(id)).transpose()?;
+        // Held on to: what is freed under a comparison would look the same on both sides.
+        let hold = |id| self.pin_snapshot(id, "a comparison", Pin::Yields, Box::new(|| {}));
+        let (to, from) = (hold(to)?, from.map(hold).transpose()?);
+        let (to, from) = (&to.disk, from.as_ref().map(|from| &from.disk));
         if from.as_ref().is_some_and(|from| from.view.tree.id != to.view.tree.id) {
             return Err(Error::new(
                 ErrorKind::WrongState,
@@ -44,7 +47,7 @@ impl Engine {
         let end = to.size().max(from.as_ref().map_or(0, |from| from.size()));
         let range = ByteRange { start: resume.min(end), end };
         let mut walk = Walk { changes: Vec::new(), limit };
-        let next = walk.compare(from.as_deref(), &to, range)?;
+        let next = walk.compare(from.map(|from| &**from), to, range)?;
         Ok((walk.changes, next))
     }
 }

@@ -203,8 +203,9 @@ impl Target {
             let found = catalogue.snapshot_named(&disk, base).cloned();
             found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no snapshot {base}")))?
         };
-        self.engine.check_held(&base)?;
-        let base = self.engine.open_snapshot(&base);
-        super::diff::extents(&base, &self.disk, range, limit)
+        // Held on to: what is freed under a comparison would look unchanged.
+        let base =
+            self.engine.pin_snapshot(&base.id, "a comparison", Pin::Yields, Box::new(|| {}))?;
+        super::diff::extents(&base.disk, &self.disk, range, limit)
     }
 }

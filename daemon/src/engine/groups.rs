@@ -68,6 +68,7 @@ impl Engine {
             None => self.timed_group_name(at),
         };
         let heads = self.new_heads(&disks)?;
+        let keep = spec.copy;
         let mut cuts = Vec::with_capacity(disks.len());
         for (disk, head) in disks.iter().zip(heads) {
             let spec = SnapshotSpec {
@@ -75,7 +76,7 @@ impl Engine {
                 name: Some(name.clone()),
                 description: String::new(),
                 tags: Tags::new(),
-                copy: None,
+                copy: keep.clone(),
             };
             let cut = self.new_cut(disk, spec, head, at);
             cuts.push(cut.map_err(|error| error.context(&disk.name))?);

@@ -214,13 +214,19 @@ impl Engine {
             }
             (Some(access), _) => InPool::Access { until: access.until(now()) },
             (None, InPool::Access { .. }) if !presence.complete => {
-                let percent = self.copy_percent(&presence.copy);
-                let message = format!(
-                    "{label} is still being copied to {}, {percent} %: its instant access cannot end yet",
-                    presence.repo
-                );
-                return Err(Error::new(ErrorKind::WrongState, message)
-                    .hint(format!("wait for it: `rowctl snapshot wait {label}`")));
+                let Presence { repo, copy, .. } = presence;
+                let (how, hint) = match self.copy_trouble(copy) {
+                    None => (
+                        format!("is still being copied to {repo}, {} %", self.copy_percent(copy)),
+                        format!("wait for it: `rowctl snapshot wait {label}`"),
+                    ),
+                    Some(why) => (
+                        format!("could not be copied to {repo} ({why})"),
+                        format!("try again: `rowctl copy retry {copy}`"),
+                    ),
+                };
+                let message = format!("{label} {how}: its instant access cannot end yet");
+                return Err(Error::new(ErrorKind::WrongState, message).hint(hint));
             }
             (None, InPool::Access { .. }) => InPool::UntilCopied,
             (None, other) => other.clone(),
@@ -351,7 +357,7 @@ impl Engine {
         let Presence { repo, copy, complete, pool } = snapshot.presence.clone()?;
         Some(PresenceInfo {
             failed: self.copy_trouble(&copy).filter(|_| !complete),
-            job: self.copy_job(&copy).filter(|_| !complete),
+            job: if complete { None } else { self.copy_job(&copy) },
             repo,
             copy,
             complete,

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 pub use super::header::Header;
 use super::header::{self, COPIES};
+use super::leaving::UPLOAD;
 use super::seal::Seal;
 use super::store::Store;
 use super::work::Work;
@@ -348,7 +349,7 @@ impl Vault {
     }
 
     pub(super) fn begin_upload(self: &Arc<Self>, copy: CopyRecord) -> Result<()> {
-        let Some(job) = self.only_job("copy", &copy)? else { return Ok(()) };
+        let Some(job) = self.only_job(UPLOAD, &copy)? else { return Ok(()) };
         let told = copy.clone();
         let work = move |work: &Work| match &copy.from {
             Some(from) => relay::run(work, &copy, from),

@@ -15,6 +15,8 @@ use crate::engine::jobs::Job;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::CopyId;
 
+/// The kind of job that makes a copy.
+pub(super) const UPLOAD: &str = "copy";
 /// How often somebody looks whether there is something to do that nobody has told.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A delete that failed is tried again so many looks later.
@@ -64,6 +66,10 @@ impl Vault {
         }
         let leaving = self.engine.copies_leaving().into_iter();
         for copy in leaving.filter(|copy| again || copy.failed.is_none()) {
+            // It may still wait for its turn to be made.
+            let upload =
+                self.jobs.lock().get(&copy.id).filter(|job| job.info().kind == UPLOAD).cloned();
+            upload.iter().for_each(|job| job.cancel());
             self.begin_delete(copy)?;
         }
         Ok(())

@@ -287,6 +287,34 @@ fn a_snapshot_goes_with_its_copy_also_when_the_repository_is_out_of_reach() {
     empty(&daemon);
 }
 
+/// Promise: more snapshots can be made for a repository than are copied at a time; those that wait go at once when
+/// they are deleted, and one whose job somebody ends can be tried again.
+#[test]
+fn copies_that_wait_for_their_turn_can_be_deleted_ended_and_tried_again() {
+    let daemon = slow("4MiB");
+    for number in 0..6 {
+        let disk = format!("disk{number}");
+        daemon.ctl(&["disk", "create", &disk, "--size", "16MiB"]);
+        write(&daemon, &disk, 0, &noise(number + 1, 4 << 20));
+        daemon.ctl(&["snapshot", "create", &disk, "one", "--repo", "slow"]);
+    }
+    daemon.ctl(&["snapshot", "delete", "disk5@one", "--yes"]);
+    let jobs = daemon.json(&["job", "list"]);
+    let copy = show(&daemon, "disk4@one")["copy"].clone();
+    let job = jobs.as_array().unwrap().iter().find(|job| job["object"] == copy).unwrap();
+    daemon.ctl(&["job", "cancel", job["id"].as_str().unwrap()]);
+    wait::until("the end of the job", || {
+        (show(&daemon, "disk4@one")["status"] == "failed").then_some(())
+    });
+    daemon.ctl(&["copy", "retry", copy.as_str().unwrap()]);
+    for number in 0..5 {
+        gone(&daemon, &format!("disk{number}@one"));
+    }
+    let listed = daemon.json(&["copy", "list"]);
+    assert_eq!(listed.as_array().unwrap().len(), 5);
+    assert!(restored(&daemon, "disk4@one", 16 << 20)[..4 << 20] == noise(5, 4 << 20)[..]);
+}
+
 /// Promise: a copy that fails says why and how to go on; meanwhile the snapshot can be given instant access, and
 /// others can be made.
 #[test]
@@ -306,6 +334,8 @@ fn a_snapshot_whose_copy_fails_says_why_and_goes_on_when_asked() {
     daemon.ctl(&["snapshot", "create", "data", "local", "--local"]);
     daemon.ctl(&["snapshot", "set", "data@one", "--instant-access"]);
     daemon.ctl(&["disk", "create", "new", "--from", "data@one"]);
+    let error = daemon.json_error(15, &["snapshot", "set", "data@one", "--no-instant-access"]);
+    assert!(error["hint"].as_str().unwrap().contains("rowctl copy retry c-"), "{error}");
     daemon.crash();
     assert_eq!(show(&daemon, "data@one")["status"], "failed");
     fs::remove_dir(daemon.file("vault")).unwrap();
@@ -379,6 +409,44 @@ fn a_copy_that_is_all_there_is_of_a_snapshot_is_not_deleted_and_odd_wishes_are_r
     wait::until("the end of the copy", || {
         (daemon.json(&["copy", "list"]).as_array().unwrap().len() == 2).then_some(())
     });
+}
+
+/// Promise: the members of a group go to the repository like any snapshot; with instant access the group can be
+/// returned to before they are there.
+#[test]
+fn the_members_of_a_group_are_kept_in_a_repository_too() {
+    let daemon = slow("8MiB");
+    daemon.ctl(&["disk", "create", "logs", "--size", "64MiB"]);
+    let bytes = [noise(1, 8 << 20), noise(2, 8 << 20)];
+    let both = [("data", &bytes[0]), ("logs", &bytes[1])];
+    both.iter().for_each(|(disk, bytes)| write(&daemon, disk, 0, bytes));
+    let create = ["group", "create", "data", "logs", "--repo", "slow", "--name"];
+    daemon.ctl(&[&create[..], &["plain"]].concat());
+    let error = daemon.json_error(7, &["group", "rollback", "plain", "--yes"]);
+    assert!(error["message"].as_str().unwrap().contains("is being copied to slow"), "{error}");
+    daemon.json_error(16, &[&create[..], &["next"]].concat());
+    both.iter().for_each(|(disk, _)| drop(gone(&daemon, &format!("{disk}@plain"))));
+    let error = daemon.json_error(7, &["group", "rollback", "plain", "--yes"]);
+    assert!(error["message"].as_str().unwrap().contains("only in repository slow"), "{error}");
+    for (disk, _) in both {
+        write(&daemon, disk, 16 * MIB, &noise(3, 16 << 20));
+    }
+    daemon.ctl(&[&create[..], &["ready", "--instant-access"]].concat());
+    both.iter().for_each(|(disk, _)| write(&daemon, disk, 0, &noise(4, 8 << 20)));
+    daemon.ctl(&["group", "rollback", "ready", "--yes"]);
+    assert_eq!(show(&daemon, "logs@ready")["status"], "progressing");
+    for (disk, bytes) in both {
+        assert!(contents(&daemon, disk, DISK)[..8 << 20] == bytes[..], "{disk}");
+        assert!(
+            restored(&daemon, &format!("{disk}@plain"), DISK)[..8 << 20] == bytes[..],
+            "{disk}"
+        );
+        daemon.ctl(&["snapshot", "wait", &format!("{disk}@ready")]);
+    }
+    for group in ["plain", "ready"] {
+        daemon.ctl(&["group", "delete", group, "--yes"]);
+    }
+    empty(&daemon);
 }
 
 /// Promise: the snapshots of a deleted disk keep to their repository: instant access ends with the disk.

@@ -5,9 +5,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use rowd_proto::{
-    CopyVerify, ErrorKind, InstantAccess, Place, Snapshot, SnapshotCreate, SnapshotStatus,
-};
+use rowd_proto::{CopyVerify, ErrorKind, InstantAccess, Place, Snapshot, SnapshotStatus};
 
 use crate::client::Client;
 use crate::error::{Failure, Outcome, Result};
@@ -38,11 +36,9 @@ pub struct Keep {
 }
 
 impl Keep {
-    /// Adds it to a request.
-    pub fn fill(self, request: &mut SnapshotCreate) {
-        let Keep { repo, local, instant_access } = self;
-        (request.repo, request.local) = (repo, local);
-        request.instant_access = instant_access.unwrap_or_default();
+    /// The repository, whether it is none, and the instant access.
+    pub fn parts(self) -> (Option<String>, bool, InstantAccess) {
+        (self.repo, self.local, self.instant_access.unwrap_or_default())
     }
 }
 
