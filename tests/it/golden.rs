@@ -257,7 +257,9 @@ fn verbs(daemon: &Daemon, path: &[&str]) -> Vec<String> {
 /// Runs the scenario; the shape of what each verb printed.
 fn played(daemon: &Daemon) -> BTreeMap<String, Value> {
     let files = ["REPO", "OTHER", "EXPORTED", "RAW", "FILE"].map(|name| (name, daemon.path(name)));
-    ["REPO", "OTHER"].map(|repo| fs::create_dir(daemon.file(repo)).unwrap());
+    for repo in ["REPO", "OTHER"] {
+        fs::create_dir(daemon.file(repo)).unwrap();
+    }
     fs::write(daemon.file("RAW"), vec![7u8; 8192]).unwrap();
     let mut names: BTreeMap<&str, String> = files.into_iter().collect();
     let mut shapes: BTreeMap<String, Value> = BTreeMap::new();
