@@ -70,6 +70,7 @@ pub fn run(config: &Config) -> Result<()> {
     runtime.shutdown_timeout(DRAIN_LIMIT);
     daemon.services.vault.close();
     let left = daemon.leave();
+    daemon.services.vault.end();
     served.and(left).and(daemon.services.engine.close())
 }
 

@@ -70,7 +70,7 @@ pub struct CopyDelete {
     pub repo: Option<String>,
 }
 
-/// Makes a disk of a copy. It can be used when the job is done.
+/// Makes a disk of a copy. It can be used at once: what it lacks is fetched when it is asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CopyRestore {
@@ -91,6 +91,9 @@ pub struct CopyRestore {
     /// Store the disk as ciphertext, with a key of its own. A disk of an encrypted copy is encrypted anyway.
     #[serde(default)]
     pub encrypted: bool,
+    /// The disk can be used when it has all its contents, and not at once.
+    #[serde(default)]
+    pub full: bool,
 }
 
 /// How a copy is.

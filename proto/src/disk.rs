@@ -204,6 +204,9 @@ pub struct Disk {
     /// It is not deleted, rolled back, reinitialised or made smaller, whatever the force.
     #[serde(default)]
     pub protected: bool,
+    /// Where the contents come from that it does not have yet.
+    #[serde(default)]
+    pub filling: Option<DiskFilling>,
 }
 
 /// The policy of a disk.
@@ -211,6 +214,18 @@ pub struct Disk {
 pub struct DiskPolicy {
     pub id: String,
     pub name: String,
+}
+
+/// How far a disk is that is being filled from a copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFilling {
+    pub copy: String,
+    pub repo: String,
+    /// Whether it is used meanwhile: what it lacks is fetched when it is asked for.
+    pub usable: bool,
+    /// At most 99.
+    pub percent: u8,
+    pub job: Option<String>,
 }
 
 /// The kernel device of a disk.

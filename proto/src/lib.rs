@@ -40,8 +40,8 @@ pub use copy::{
 };
 pub use disk::{
     Attachment, AttachmentState, Client, Disk, DiskAttach, DiskCreate, DiskDelete, DiskDetach,
-    DiskList, DiskPolicy, DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet, DiskShow,
-    DiskUndo, Disks, Origin, OriginImage, RolledBack,
+    DiskFilling, DiskList, DiskPolicy, DiskReinit, DiskRename, DiskResize, DiskRollback, DiskSet,
+    DiskShow, DiskUndo, Disks, Origin, OriginImage, RolledBack,
 };
 pub use error::{EXIT_CODES, ErrorBody, ErrorKind, ExitMeaning, exit};
 pub use event::{Event, EventsFrom, EventsList, EventsPage, EventsSubscribe};

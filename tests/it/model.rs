@@ -9,6 +9,7 @@ mod copies;
 mod data;
 mod groups;
 mod images;
+mod lazy;
 pub mod machine;
 pub mod op;
 mod power;

@@ -147,10 +147,16 @@ pub fn is_copy(text: &str) -> bool {
     text.strip_prefix("c-").is_some_and(|rest| rest.len() >= 4 && rest.chars().all(id))
 }
 
-/// Makes a disk of a copy and waits until it can be used.
+/// Makes a disk of a copy; waits until it can be used.
 pub fn restore(request: &CopyRestore, context: &Context) -> Result<Outcome> {
     let mut client = context.client()?;
     let made = client.call_patiently(request)?;
+    if !request.full {
+        super::disk::print(&made.disk, context)?;
+        let job = &made.job.id;
+        context.output.remark(&format!("it is filled while it is used: rowctl job wait {job}"));
+        return Ok(Outcome::Done);
+    }
     let ended = job::finish(&mut client, &made.job.id, None, context)?;
     let outcome = job::outcome(&ended);
     match outcome {

@@ -7,9 +7,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use rowd_proto::{
-    Attachment, AttachmentState, CopyRestore, Disk, DiskAttach, DiskCreate, DiskDelete, DiskDetach,
-    DiskList, DiskRename, DiskResize, DiskSet, DiskShow, ErrorKind, ImageDeploy, ImageShow,
-    LOCAL_INSTANCE,
+    Attachment, AttachmentState, Disk, DiskAttach, DiskDelete, DiskDetach, DiskFilling, DiskList,
+    DiskRename, DiskResize, DiskSet, DiskShow, LOCAL_INSTANCE,
 };
 
 use crate::client::Client;
@@ -20,12 +19,12 @@ use rowd_proto::size::{self, Size};
 
 use super::args::{About, Consent, protected};
 use super::file::{ExportArgs, FileFormat};
-use super::policy::{self, Protection};
-use super::snapshot::copy_meant;
-use super::{Context, clients, image::remote, udev};
+use super::policy;
+use super::{Context, clients, udev};
 
 pub mod back;
 mod copy;
+mod create;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -44,8 +43,9 @@ The name of a family of images means its newest image that is not deprecated.
 An encrypted disk needs a master key ([encryption] in rowd.toml, rowctl key show). Its snapshots,
 and disks made from them, are encrypted with its key.
 
-The id of a copy fetches all of it first: rowctl copy list")]
-    Create(Create),
+The id of a copy (rowctl copy list) makes a disk that can be used at once: what it lacks is fetched when
+it is asked for, and the rest in the background. With --full all is fetched first.")]
+    Create(create::Create),
     /// List all disks
     #[command(
         visible_alias = "ls",
@@ -143,34 +143,6 @@ a copy of one instant. Parts that read as zeros become holes in the file.")]
 The disk has the size of the file, or of the disk in it, rounded up to 4096. It is deleted again
 if the copy fails. The format is never guessed: without --format every byte is taken as it is.")]
     Import(Import),
-}
-
-#[derive(Args, Debug)]
-pub struct Create {
-    /// The name, which is also that of the NBD export
-    name: String,
-    /// Size, as in 20GiB; may be left out with --from
-    #[arg(long, required_unless_present = "from")]
-    size: Option<Size>,
-    /// Start as this snapshot, or as the system disk of this image or family of images, or this copy
-    #[arg(long, value_name = "SNAPSHOT|IMAGE|COPY")]
-    from: Option<String>,
-    /// Make the data disks of the image too, as NAME-data1 and so on
-    #[arg(long, requires = "from", conflicts_with = "size")]
-    with_data: bool,
-    /// The repository that has the copy, or the image
-    #[arg(long, value_name = "REPOSITORY", requires = "from")]
-    repo: Option<String>,
-    #[command(flatten)]
-    about: About,
-    /// The instance whose disk it is; left out: local, this host
-    #[arg(long)]
-    instance: Option<String>,
-    /// Store it as ciphertext, with a key of its own
-    #[arg(long, conflicts_with = "with_data")]
-    encrypted: bool,
-    #[command(flatten)]
-    protection: Protection,
 }
 
 #[derive(Args, Debug)]
@@ -281,7 +253,7 @@ pub struct Import {
 
 pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     match verb {
-        Verb::Create(args) => return create(args, context),
+        Verb::Create(args) => return create::create(args, context),
         Verb::List { policy } => list(policy.as_deref(), context)?,
         Verb::Show { disk } => print(&show(&mut context.client()?, &disk)?, context)?,
         Verb::Delete(args) => delete(&args, context)?,
@@ -313,68 +285,6 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
         Verb::Import(args) => copy::import(args, context)?,
     }
     Ok(Outcome::Done)
-}
-
-fn create(args: Create, context: &Context) -> Result<Outcome> {
-    let Create { name, size, from, repo, with_data, about, instance, encrypted, protection } = args;
-    let (size, (description, tags)) = (size.map(|size| size.0), about.parts());
-    if let Some(copy) = from.clone().filter(|from| super::copy::is_copy(from)) {
-        protection.refuse_for_copy()?;
-        let request =
-            CopyRestore { copy, repo, name, size, description, tags, instance, encrypted };
-        return super::copy::restore(&request, context);
-    }
-    if let Some((image, repo)) = from.clone().zip(repo) {
-        protection.refuse_for_copy()?;
-        let deploy = remote::Deploy { image, repo, name, with_data, description, tags, instance };
-        return remote::deploy(&deploy, context);
-    }
-    let mut client = context.client()?;
-    if let Some((copy, repo)) =
-        from.as_deref().map_or(Ok(None), |it| copy_meant(&mut client, it))?
-    {
-        let request =
-            CopyRestore { copy, repo, name, size, description, tags, instance, encrypted };
-        return super::copy::restore(&request, context);
-    }
-    if let Some(image) = from.clone().filter(|_| with_data) {
-        let request = ImageDeploy { image, name, description, tags, instance };
-        let disks = client.call(&request)?.disks;
-        return print_all(&disks, context).map(|()| Outcome::Done);
-    }
-    let request = DiskCreate {
-        name,
-        size,
-        from,
-        description,
-        tags,
-        instance,
-        encrypted,
-        policy: protection.policy,
-        delete_auto_snapshot: protection.delete_auto_snapshot,
-    };
-    let disk = client.call(&request)?;
-    print(&disk, context)?;
-    tell_of_data(&disk, &mut client, context)?;
-    Ok(Outcome::Done)
-}
-
-/// That the image of a new disk has more disks than that.
-fn tell_of_data(disk: &Disk, client: &mut Client, context: &Context) -> Result<()> {
-    let Some(image) = &disk.image else { return Ok(()) };
-    let image = match client.call(&ImageShow { image: image.id.clone() }) {
-        // Deleted this instant.
-        Err(failure) if failure.kind() == Some(ErrorKind::NotFound) => return Ok(()),
-        image => image?,
-    };
-    let count = image.disks.len().saturating_sub(1);
-    if count > 0 {
-        context.output.remark(&format!(
-            "image {} has data disks too ({count}); --with-data makes them",
-            image.name
-        ));
-    }
-    Ok(())
 }
 
 fn list(policy: Option<&str>, context: &Context) -> Result<()> {
@@ -438,6 +348,7 @@ fn fields(disk: &Disk, output: &Output) -> String {
     fields.add_some("mode", disk.read_only.then_some("read-only"));
     fields.add_some("protected", disk.protected.then_some("yes"));
     fields.add_some("encrypted", encrypted(disk));
+    fields.add_some("filling", disk.filling.as_ref().map(filling));
     fields.add_some(
         "origin",
         disk.origin.as_ref().map(|origin| match origin.exists {
@@ -481,6 +392,13 @@ fn device(attachment: &Attachment) -> String {
     }
 }
 
+/// What a disk is being filled from, and how far that is.
+fn filling(filling: &DiskFilling) -> String {
+    let DiskFilling { copy, repo, usable, percent, .. } = filling;
+    let usable = if *usable { "" } else { ", and it cannot be used before" };
+    format!("from copy {copy} in {repo}, {percent} %{usable}")
+}
+
 /// Whether a disk is encrypted, and whether there is a key for it.
 fn encrypted(disk: &Disk) -> Option<String> {
     disk.encrypted.then(|| match &disk.locked {
@@ -500,7 +418,14 @@ fn note(disk: &Disk) -> String {
         AttachmentState::Failed => format!("{} failed", attachment.device),
         AttachmentState::Attached | AttachmentState::Pending => attachment.device.clone(),
     });
-    encrypted.into_iter().chain(read_only).chain(attached).collect::<Vec<_>>().join(", ")
+    let filling = disk.filling.as_ref().map(|one| format!("filling, {} %", one.percent));
+    encrypted
+        .into_iter()
+        .chain(filling)
+        .chain(read_only)
+        .chain(attached)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn table(disks: &[Disk], output: &Output) -> String {

@@ -12,7 +12,7 @@ use super::presence;
 use crate::engine::Engine;
 use crate::engine::api::{
     AttachmentInfo, AttachmentState, ChainInfo, Change, ClientInfo, Consistency, DiskInfo, Event,
-    JobInfo, JobState, PoolStatus, Rollback, ScrubReport, SnapshotInfo, SnapshotKind,
+    FillingInfo, JobInfo, JobState, PoolStatus, Rollback, ScrubReport, SnapshotInfo, SnapshotKind,
     SnapshotStatus,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -78,7 +78,14 @@ pub(super) fn disk(info: DiskInfo) -> proto::Disk {
         policy: info.policy.map(|(id, name)| proto::DiskPolicy { id: id.to_string(), name }),
         delete_auto_snapshot: info.delete_auto,
         protected: info.protected,
+        filling: info.filling.map(filling),
     }
+}
+
+fn filling(info: FillingInfo) -> proto::DiskFilling {
+    let FillingInfo { repo, copy, usable, percent, job } = info;
+    let job = job.map(|id| id.to_string());
+    proto::DiskFilling { copy: copy.to_string(), repo, usable, percent, job }
 }
 
 fn attachment(info: AttachmentInfo) -> proto::Attachment {

@@ -80,8 +80,8 @@ pub(super) fn restore(
 ) -> Result<proto::CopyRestored> {
     let instance =
         ask.instance.map(|name| resolve::instance(&services.engine, &name)).transpose()?;
-    let proto::CopyRestore { name, size, description, tags, encrypted, .. } = ask;
-    let spec = RestoreSpec { name, size, description, tags, instance, encrypted };
+    let proto::CopyRestore { name, size, description, tags, encrypted, full, .. } = ask;
+    let spec = RestoreSpec { name, size, description, tags, instance, encrypted, full };
     let (made, filling) = services.vault.copy_restore(by, &ask.copy, ask.repo.as_deref(), spec)?;
     Ok(proto::CopyRestored { disk: disk(made), job: job(filling) })
 }

@@ -6,12 +6,13 @@
 use std::sync::Arc;
 
 use super::Disk;
+use super::lazy::{Fetched, Need};
 use super::read::Located;
 use crate::error::Result;
 use crate::map::record::Staged;
 use crate::pool::allocator::Run;
 use crate::pool::readers::{Reader, Reading};
-use crate::units::{Pbn, Seq};
+use crate::units::{Lba, Pbn, Seq};
 
 /// Blocks leased at a time (1 MiB): long enough for sequential writes, short enough to waste little.
 const LEASE_BLOCKS: u32 = 256;
@@ -47,6 +48,10 @@ pub struct Lane {
     pub(super) reader: Reader,
     pub(super) reading: Option<Reading>,
     pub(super) located: Vec<Located>,
+    /// Blocks of an origin that the disk may not have stored yet.
+    pub(super) carried: Vec<Arc<Fetched>>,
+    /// The first located block that the disk lacks, and what that needs.
+    pub(super) need: Option<(Lba, Need)>,
     pub(super) staged: Staged,
     pub(super) crcs: Vec<u32>,
     /// Buffers for ciphertext, of an encrypted disk only.
@@ -67,6 +72,8 @@ impl Lane {
             reader: disk.shared.pool.readers.register(),
             reading: None,
             located: Vec::new(),
+            carried: Vec::new(),
+            need: None,
             staged: Staged::default(),
             crcs: Vec::new(),
             spare: Vec::new(),

@@ -6,13 +6,16 @@
 //! Absent: names, ids and policies (`engine/`), and the protocol (`nbd/`).
 
 pub mod lane;
+pub mod lazy;
 pub mod meter;
 pub mod read;
 pub mod write;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use lazy::Lazy;
 
 use crate::crypt::Sealing;
 use crate::error::Result;
@@ -37,6 +40,8 @@ pub struct Disk {
     pub shared: Arc<Shared>,
     pub sealing: Sealing,
     witness: Arc<dyn Witness>,
+    /// Of a disk that is filled while it is used.
+    lazy: OnceLock<Arc<Lazy>>,
     size: AtomicU64,
     read_only: AtomicBool,
 }
@@ -60,7 +65,8 @@ impl Disk {
     ) -> Arc<Disk> {
         let read_only = AtomicBool::new(!view.writable);
         let size = AtomicU64::new(size);
-        Arc::new(Disk { label, view, shared, sealing, witness, size, read_only })
+        let lazy = OnceLock::new();
+        Arc::new(Disk { label, view, shared, sealing, witness, lazy, size, read_only })
     }
 
     /// The same disk, with another sealing, for those who open it from now on.
@@ -70,7 +76,22 @@ impl Disk {
         let (label, witness) = (self.label.clone(), Arc::clone(&self.witness));
         let disk = Disk::new(label, self.size(), view, shared, sealing, witness);
         disk.set_read_only(self.is_read_only());
+        if let Some(lazy) = self.lazy.get() {
+            disk.fill_from(lazy);
+        }
         disk
+    }
+
+    /// It does not have all its contents yet: what it lacks comes from elsewhere. Said before anybody uses it.
+    pub fn fill_from(&self, lazy: &Arc<Lazy>) {
+        self.lazy.get_or_init(|| Arc::clone(lazy));
+    }
+
+    /// It has all its contents from now on.
+    pub fn filled(&self) {
+        if let Some(lazy) = self.lazy.get() {
+            lazy.fill();
+        }
     }
 
     /// Size in bytes.
@@ -117,6 +138,9 @@ impl Disk {
     /// # Errors
     /// The map cannot be read.
     pub fn extents(&self, range: ByteRange, limit: usize) -> Result<Vec<Extent>> {
+        if let Some(lazy) = self.lazy() {
+            return self.lazy_extents(lazy, range, limit);
+        }
         let blocks = range.outer_blocks();
         let mut found = Extents { range, list: Vec::new() };
         let mut next = blocks.start;

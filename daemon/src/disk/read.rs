@@ -18,9 +18,18 @@ use crate::units::{BLOCK_BYTES, BLOCK_SIZE, ByteRange, Lba, Pbn};
 /// A block of the range being read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Located {
-    lba: Lba,
-    /// `None` reads as zeros.
+    pub(super) lba: Lba,
+    /// `None` reads as zeros, unless it is absent.
     stored: Option<Stored>,
+    /// The disk does not have it yet.
+    pub(super) absent: bool,
+}
+
+impl Located {
+    /// Whether it holds data, here or where the disk is filled from.
+    fn is_data(&self) -> bool {
+        self.stored.is_some() || self.absent
+    }
 }
 
 /// Where a block is, and how to tell and read it.
@@ -71,10 +80,19 @@ impl Lane {
         }
         self.reading = Some(self.reader.enter(&disk.shared.pool.readers));
         self.located.clear();
+        let lazy = disk.lazy().cloned();
         let located = &mut self.located;
         disk.view.look_up(&disk.shared, blocks, |lba, entry| {
-            located.push(Located { lba, stored: Stored::of(entry) });
+            let absent = lazy.is_some() && entry == Entry::Hole;
+            located.push(Located { lba, stored: Stored::of(entry), absent });
         })?;
+        self.need = None;
+        if let Some(lazy) = lazy {
+            self.mark_absent(&lazy);
+            if wait == Wait::No && self.need.is_some() {
+                return Ok(Nowait::WouldBlock);
+            }
+        }
         Ok(Nowait::Done)
     }
 
@@ -86,8 +104,8 @@ impl Lane {
     /// Whether all of the located range, or none of it, is stored; `None` when some is.
     #[must_use]
     pub fn located_alike(&self) -> Option<bool> {
-        let first = self.located.first()?.stored.is_some();
-        self.located.iter().all(|block| block.stored.is_some() == first).then_some(first)
+        let first = self.located.first()?.is_data();
+        self.located.iter().all(|block| block.is_data() == first).then_some(first)
     }
 
     /// The located range as stretches that are stored or not.
@@ -97,7 +115,7 @@ impl Lane {
         for block in &self.located {
             let start = (block.lba.0 * BLOCK_SIZE).max(range.start);
             let end = ((block.lba.0 + 1) * BLOCK_SIZE).min(range.end);
-            let stored = block.stored.is_some();
+            let stored = block.is_data();
             match list.last_mut() {
                 Some(last) if last.stored == stored => last.range.end = end,
                 _ => list.push(Extent { range: ByteRange { start, end }, stored }),
@@ -141,6 +159,15 @@ impl Lane {
     /// # Errors
     /// As [`Lane::locate`] and [`Lane::fetch`].
     pub fn read(&mut self, range: ByteRange, out: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while let Some(lazy) = self.disk.lazy().cloned() {
+            let Some(need) = self.read_some(range, out, &mut done)? else {
+                self.carry_nothing();
+                return Ok(());
+            };
+            let got = lazy.wait(need)?;
+            self.carry(got);
+        }
         let result = self.locate(range, Wait::Yes).and_then(|_| self.fetch(range, out, Wait::Yes));
         self.release();
         result.map(|_| ())
@@ -187,7 +214,7 @@ impl Lane {
         let found = self.disk.view.look_up(&self.disk.shared, blocks, |lba, entry| {
             let stored = Stored::of(entry);
             holes |= stored.is_none();
-            located.push(Located { lba, stored });
+            located.push(Located { lba, stored, absent: false });
         });
         if found.is_err() || holes {
             self.located.truncate(from);
@@ -209,9 +236,10 @@ impl Lane {
     /// Number of located blocks from `at` that can be read at once.
     fn run_at(&self, at: usize, to: usize) -> usize {
         let mut expected = self.located[at].stored.map(|stored| stored.pbn);
+        let absent = self.located[at].absent;
         let rest = self.located[at..to].iter();
         rest.take_while(|block| {
-            let alike = block.stored.map(|stored| stored.pbn) == expected;
+            let alike = block.stored.map(|stored| stored.pbn) == expected && block.absent == absent;
             expected = expected.map(|pbn| Pbn(pbn.0 + 1));
             alike
         })
@@ -227,7 +255,7 @@ impl Lane {
             let (now, behind) = rest.split_at_mut(run * BLOCK_BYTES);
             match self.located[at].stored {
                 Some(stored) => list.push((stored.pbn.offset(), now)),
-                None => now.fill(0),
+                None => self.fetch_hole(at, now)?,
             }
             (at, rest) = (at + run, behind);
         }
@@ -235,10 +263,21 @@ impl Lane {
         self.verify(from, out)
     }
 
+    /// Located blocks that are not stored, from `at` on: zeros, or what the lane carries of them.
+    fn fetch_hole(&self, at: usize, out: &mut [u8]) -> Result<()> {
+        for (block, bytes) in self.located[at..].iter().zip(out.chunks_exact_mut(BLOCK_BYTES)) {
+            match (block.absent, self.carried(block.lba)) {
+                (false, _) => bytes.fill(0),
+                (true, Some(carried)) => bytes.copy_from_slice(carried),
+                (true, None) => return Err(Error::internal("a block was not fetched")),
+            }
+        }
+        Ok(())
+    }
+
     fn fetch_run(&self, at: usize, out: &mut [u8], wait: Wait) -> Result<Nowait> {
         let Some(Stored { pbn, .. }) = self.located[at].stored else {
-            out.fill(0);
-            return Ok(Nowait::Done);
+            return self.fetch_hole(at, out).map(|()| Nowait::Done);
         };
         let file = &self.disk.shared.pool.file;
         match wait {

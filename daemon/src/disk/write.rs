@@ -20,7 +20,7 @@ use crate::pool::crc32c;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, ByteRange, Lba, LeafIndex, Pbn};
 
 /// Mapped leaves that are zeroed or trimmed under one lock: 256 MiB of data.
-const CLEAR_LEAVES: usize = 1024;
+pub(super) const CLEAR_LEAVES: usize = 1024;
 /// No piece crosses a multiple of this many leaves (512 GiB), or its count would not fit its record.
 const CLEAR_SPAN: u64 = 1 << 21;
 /// Zero blocks written at a time when zeros have to take space.
@@ -51,21 +51,21 @@ pub enum Op<'a> {
 
 /// Data to write, in stretches that are contiguous in the pool.
 #[derive(Default)]
-struct Gather<'a> {
+pub(super) struct Gather<'a> {
     stretches: Vec<Stretch>,
     buffers: Vec<IoSlice<'a>>,
 }
 
 /// Where the ciphertext of one request is until it is written.
-type Sealed = OnceCell<Vec<u8>>;
+pub(super) type Sealed = OnceCell<Vec<u8>>;
 
 /// Whole blocks to write.
 #[derive(Clone, Copy)]
-struct Whole<'a> {
-    offset: u64,
-    data: &'a [u8],
+pub(super) struct Whole<'a> {
+    pub(super) offset: u64,
+    pub(super) data: &'a [u8],
     /// Empty; of an encrypted disk only.
-    sealed: Option<&'a Sealed>,
+    pub(super) sealed: Option<&'a Sealed>,
 }
 
 struct Stretch {
@@ -149,7 +149,7 @@ impl Lane {
     }
 
     /// Stages whole blocks: their data is in `gather` or written, their change in the record.
-    fn stage<'a>(
+    pub(super) fn stage<'a>(
         &mut self,
         gather: &mut Gather<'a>,
         Whole { offset, data, sealed }: Whole<'a>,
@@ -225,7 +225,7 @@ impl Lane {
         Ok(runs)
     }
 
-    fn write_gathered(&mut self, gather: &mut Gather<'_>) -> Result<()> {
+    pub(super) fn write_gathered(&mut self, gather: &mut Gather<'_>) -> Result<()> {
         let stretches = gather.stretches.iter().map(|stretch| (stretch.offset, stretch.buffers));
         self.disk.shared.pool.file.write_stretches(stretches, &mut gather.buffers)?;
         for stretch in &gather.stretches {
@@ -257,7 +257,7 @@ impl Lane {
         *open = 0;
     }
 
-    fn commit(&mut self, expect: &[(Lba, Entry)]) -> Result<bool> {
+    pub(super) fn commit(&mut self, expect: &[(Lba, Entry)]) -> Result<bool> {
         faults::fail_point("write.staged");
         let shared = &self.disk.shared;
         let _room = shared.reserve(self.staged.bytes().len())?;
@@ -281,6 +281,9 @@ impl Lane {
     /// Zeroes or trims whole blocks, in pieces. What is not mapped reads as zeros already, so the cost
     /// follows what is mapped and not the length of the range.
     fn clear(&mut self, range: BlockRange, zero: bool) -> Result<()> {
+        if let Some(lazy) = self.disk.lazy().cloned() {
+            return self.clear_lazily(&lazy, range);
+        }
         let mapped = self.disk.view.mapped_leaves(&self.disk.shared, range)?;
         let near = |a: &u64, b: &u64| a / CLEAR_SPAN == b / CLEAR_SPAN;
         for leaves in mapped.chunks(CLEAR_LEAVES).flat_map(|some| some.chunk_by(near)) {
@@ -396,15 +399,20 @@ impl Lane {
     fn read_entry(&self, found: Option<(Lba, Entry)>, out: &mut [u8]) -> Result<()> {
         let stored = found.and_then(|(lba, entry)| Some((lba, Stored::of(entry)?)));
         let Some((lba, stored)) = stored else {
-            out.fill(0);
-            return Ok(());
+            return match found {
+                Some((lba, Entry::Hole)) => self.read_hole(lba, out),
+                _ => {
+                    out.fill(0);
+                    Ok(())
+                }
+            };
         };
         self.disk.shared.pool.file.read(stored.pbn.offset(), out)?;
         self.disk.verify(lba, stored, out)
     }
 
     /// Returns the blocks of a record that was not committed.
-    fn give_back_unless(&mut self, committed: bool) {
+    pub(super) fn give_back_unless(&mut self, committed: bool) {
         if !committed {
             let runs = self.staged.runs();
             self.disk.shared.pool.with_allocator(|a| {

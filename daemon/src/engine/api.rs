@@ -13,7 +13,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::pool::file::IoMode;
-use crate::units::{DiskId, GroupId, ImageId, InstanceId, JobId, PolicyId, SnapshotId};
+use crate::units::{CopyId, DiskId, GroupId, ImageId, InstanceId, JobId, PolicyId, SnapshotId};
 pub use image::{ImageChange, ImageDeploy, ImageDiskInfo, ImageInfo, ImageSource, ImageSpec};
 pub use presence::{Access, KeepSpec, PresenceInfo};
 
@@ -259,6 +259,19 @@ pub struct DiskInfo {
     pub locked: Option<String>,
     /// Nothing of it may be lost.
     pub protected: bool,
+    /// Where the contents come from that it does not have yet.
+    pub filling: Option<FillingInfo>,
+}
+
+/// How far a disk is that is being filled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FillingInfo {
+    pub repo: String,
+    pub copy: CopyId,
+    /// Whether it is used meanwhile.
+    pub usable: bool,
+    pub percent: u8,
+    pub job: Option<JobId>,
 }
 
 /// The kernel device of a disk.

@@ -31,7 +31,7 @@ impl Engine {
     /// # Errors
     /// There is no such disk.
     pub fn attachable(&self, id: &DiskId) -> Result<Attachable> {
-        self.refuse_filling(id)?;
+        self.refuse_unfilled(id)?;
         self.record(id).map(Attachable::from)
     }
 
@@ -56,7 +56,7 @@ impl Engine {
     ) -> Result<DiskInfo> {
         let _shape = self.shape.lock();
         let mut disk = self.record(id)?;
-        self.refuse_filling(id)?;
+        self.refuse_unfilled(id)?;
         let kind = if attachment.is_some() { "disk.attach" } else { "disk.detach" };
         if attachment.is_none() {
             self.device_states.lock().remove(id);

@@ -2,8 +2,8 @@
 //! being filled from one.
 //!
 //! Invariants: a copy that is under way is a record, so that it goes on after any end of the daemon; a snapshot
-//! that is being copied is in use; a disk that is being filled can be deleted, and nothing else.
-//! Absent: finished copies, which their repository knows; talking to repositories (`vault/`).
+//! that is being copied is in use.
+//! Absent: disks that are being filled (`filling.rs`); finished copies, which their repository knows; talking to repositories (`vault/`).
 
 use std::sync::Arc;
 
@@ -69,6 +69,9 @@ pub struct Filling {
     pub repo: String,
     pub copy: CopyId,
     pub snapshot: SnapshotId,
+    /// The disk is used while it is filled: what it lacks is fetched when it is asked for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lazy: bool,
 }
 
 /// A copy to fill a disk from.
@@ -77,6 +80,8 @@ pub struct Source {
     pub repo: String,
     pub copy: CopyId,
     pub snapshot: SnapshotId,
+    /// See [`Filling::lazy`].
+    pub lazy: bool,
 }
 
 /// What a copy is made as changes of.
@@ -89,8 +94,8 @@ pub struct Base {
 
 impl Source {
     pub(super) fn of(self, disk: &DiskId) -> Filling {
-        let Source { repo, copy, snapshot } = self;
-        Filling { disk: disk.clone(), repo, copy, snapshot }
+        let Source { repo, copy, snapshot, lazy } = self;
+        Filling { disk: disk.clone(), repo, copy, snapshot, lazy }
     }
 }
 
@@ -265,7 +270,7 @@ impl Engine {
         self.catalogue.read().fillings.values().cloned().collect()
     }
 
-    /// Makes a disk that cannot be used until it is filled.
+    /// Makes a disk that is to be filled.
     ///
     /// # Errors
     /// The name or size will not do.
@@ -294,14 +299,5 @@ impl Engine {
         let disk = self.record(id)?;
         let message = format!("disk {} has all its contents", disk.name);
         self.change(Actor::DAEMON, Op::DiskFilled { id: id.clone() }, message)
-    }
-
-    /// Refuses a disk that does not have its contents yet.
-    pub(super) fn refuse_filling(&self, id: &DiskId) -> Result<()> {
-        let catalogue = self.catalogue.read();
-        let Some(filling) = catalogue.fillings.get(id) else { return Ok(()) };
-        let name = catalogue.disks.get(id).map_or_else(|| id.to_string(), |disk| disk.name.clone());
-        let message = format!("{name} is still being filled from copy {}", filling.copy);
-        Err(Error::new(ErrorKind::WrongState, message).hint("see `rowctl job list`"))
     }
 }

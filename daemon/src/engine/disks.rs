@@ -12,9 +12,11 @@ use super::copies::Source;
 use super::names::timed_name;
 use super::{Engine, now};
 use crate::disk::lane::Lane;
+use crate::disk::lazy::Need;
 use crate::disk::write::Op as DataOp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::leaf::MAX_EPOCH;
+use crate::pool::superblock;
 use crate::units::{BLOCK_SIZE, ByteRange, DiskId, Epoch, SnapshotId, TreeId};
 
 /// The largest disk: leaf numbers have 40 bits, which is far more; this keeps sums below 63 bits.
@@ -29,7 +31,7 @@ impl Engine {
         self.disk_made(by, spec, None)
     }
 
-    /// As [`Engine::disk_create`]; with `source` a disk that cannot be used until it is filled.
+    /// As [`Engine::disk_create`]; with `source` a disk that is to be filled.
     pub(super) fn disk_made(
         &self,
         by: Actor,
@@ -74,6 +76,10 @@ impl Engine {
             delete_auto: spec.delete_auto,
         };
         let disk = NewDisk { disk, parent, key };
+        if source.as_ref().is_some_and(|source| source.lazy) {
+            // An older rowd must not take what is not fetched for zeros.
+            self.shared.pool.require_version(superblock::LAZY_VERSION)?;
+        }
         let op = match source {
             None => Op::DiskCreate(disk),
             Some(source) => Op::DiskFill { disk, filling: source.of(&id) },
@@ -123,9 +129,13 @@ impl Engine {
     /// # Errors
     /// `Invalid` for a smaller size without `force`; `InUse` for one while clients are connected.
     pub fn disk_resize(&self, by: Actor, id: &DiskId, size: u64, force: bool) -> Result<DiskInfo> {
+        // What is cut off must not come back: it has to be known what there is. Nobody waits for us meanwhile.
+        if let Some(lazy) = self.lazy(id) {
+            lazy.wait(Need::Index)?;
+        }
         let _shape = self.shape.lock();
         let mut disk = self.record(id)?;
-        self.refuse_filling(id)?;
+        self.refuse_unfilled(id)?;
         self.making.refuse(&disk, "resized")?;
         check_size(size)?;
         if size < disk.size {

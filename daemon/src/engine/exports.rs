@@ -108,7 +108,7 @@ impl Engine {
         let listed = self.clients.add(export.subject.clone(), info, Pin::Held, hangup)?;
         let disk = match &export.subject {
             Subject::Disk(id) => {
-                self.refuse_filling(id)?;
+                self.refuse_unfilled(id)?;
                 self.live(id)?
             }
             Subject::Snapshot(id) => {

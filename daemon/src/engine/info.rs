@@ -234,6 +234,7 @@ impl Engine {
         let exclusive_bytes = self.exclusive_bytes(record.tree, record.head)?;
         let mapped = mapped_blocks(&tree.nodes.lock(), record.head);
         let attachment = self.attachment_info(&record);
+        let filling = self.filling_info(&record.id);
         let catalogue = self.catalogue.read();
         let snapshots = catalogue.snapshots_of(&record.id);
         let kept = snapshots.iter().filter(|s| s.kind != Kind::Undo).count() as u64;
@@ -272,6 +273,7 @@ impl Engine {
             delete_auto: record.delete_auto,
             tags: record.tags,
             attachment,
+            filling,
         })
     }
 

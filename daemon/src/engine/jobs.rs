@@ -27,6 +27,8 @@ pub struct Job {
     pub done: AtomicU64,
     pub total: AtomicU64,
     cancelled: AtomicBool,
+    /// What there is to say while it runs.
+    saying: Mutex<String>,
     end: Mutex<Option<(JobState, u64, String)>>,
 }
 
@@ -41,6 +43,11 @@ impl Job {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
+    /// What it has to say while it runs: what it waits for.
+    pub fn says(&self, message: &str) {
+        message.clone_into(&mut self.saying.lock());
+    }
+
     /// Ends it; `message` is the outcome in words.
     pub fn finish(&self, state: JobState, message: String) {
         *self.end.lock() = Some((state, now(), message));
@@ -50,7 +57,7 @@ impl Job {
         let end = self.end.lock().clone();
         let (state, ended_at, message) = match end {
             Some((state, at, message)) => (state, Some(at), message),
-            None => (JobState::Running, None, String::new()),
+            None => (JobState::Running, None, self.saying.lock().clone()),
         };
         JobInfo {
             id: self.id.clone(),
@@ -111,6 +118,7 @@ impl Jobs {
             done: AtomicU64::new(0),
             total: AtomicU64::new(0),
             cancelled: AtomicBool::new(false),
+            saying: Mutex::default(),
             end: Mutex::new(None),
         });
         list.push_back(Arc::clone(&job));
@@ -161,6 +169,11 @@ impl Engine {
     /// `WrongState` when it has ended.
     pub fn job_cancel(&self, by: Actor, id: &JobId) -> Result<()> {
         let job = self.jobs.find(id.as_str())?;
+        if job.is_running() && job.kind == super::filling::FETCH {
+            let message = format!("job {id} cannot be cancelled: a disk is used that needs it");
+            return Err(Error::new(ErrorKind::WrongState, message)
+                .hint(format!("delete the disk: `rowctl disk delete {}`", job.object)));
+        }
         if !job.is_running() || job.kind == super::background::RECLAIM {
             let why = if job.is_running() { "cannot be cancelled" } else { "has ended" };
             return Err(Error::new(ErrorKind::WrongState, format!("job {id} {why}")));

@@ -17,6 +17,7 @@ pub mod copies;
 mod diff;
 mod disks;
 mod exports;
+pub mod filling;
 mod freed;
 pub mod groups;
 pub mod heal;
@@ -327,15 +328,36 @@ impl Engine {
             Op::ImageDeploy { disks, .. } => {
                 disks.into_iter().for_each(|disk| self.apply_new_disk(catalogue, disk));
             }
-            Op::DiskFill { disk, filling } => {
-                self.apply_new_disk(catalogue, disk);
-                catalogue.put_filling(filling);
+            op @ (Op::DiskFill { .. } | Op::DiskFilled { .. }) => {
+                self.apply_filling(catalogue, op)?
             }
             Op::KeyRotate { keys } => catalogue.put_keys(keys),
             Op::Note { .. } => {}
             op => catalogue.apply_records(op)?,
         }
         Ok(())
+    }
+
+    fn apply_filling(&self, catalogue: &mut Catalogue, op: Op) -> Result<()> {
+        match op {
+            Op::DiskFill { disk, filling } => {
+                // First, so that the disk goes live as one that is being filled.
+                catalogue.put_filling(filling);
+                self.apply_new_disk(catalogue, disk);
+                Ok(())
+            }
+            op => {
+                let live = match &op {
+                    Op::DiskFilled { id } => self.disks.read().get(id).cloned(),
+                    _ => None,
+                };
+                catalogue.apply_records(op)?;
+                if let Some(live) = live {
+                    live.filled();
+                }
+                Ok(())
+            }
+        }
     }
 
     fn apply_new_disk(&self, catalogue: &mut Catalogue, NewDisk { disk, parent, key }: NewDisk) {
@@ -446,6 +468,9 @@ impl Engine {
         let shared = Arc::clone(&self.shared);
         let sealing = self.sealing(catalogue, disk.tree);
         let live = Disk::new(disk.name.clone(), disk.size, view, shared, sealing, witness);
+        if catalogue.fillings.get(&disk.id).is_some_and(|filling| filling.lazy) {
+            live.fill_from(&Arc::default());
+        }
         live.set_read_only(disk.read_only);
         self.disks.write().insert(disk.id.clone(), live);
     }

@@ -103,7 +103,7 @@ impl Engine {
                 if !matches!(pool, InPool::Access { .. }) =>
             {
                 let (repo, copy) = (repo.clone(), copy.clone());
-                Ok(Some(Source { repo, copy, snapshot: id.clone() }))
+                Ok(Some(Source { repo, copy, snapshot: id.clone(), lazy: true }))
             }
             _ => self.check_usable(&snapshot).map(|()| None),
         }
@@ -115,7 +115,10 @@ impl Engine {
     /// `NotFound`.
     pub fn away(&self, id: &SnapshotId) -> Result<Option<Source>> {
         let gone = self.snapshot_record(id)?.presence.filter(|one| one.pool == InPool::Gone);
-        let source = |Presence { repo, copy, .. }| Source { repo, copy, snapshot: id.clone() };
+        let source = |Presence { repo, copy, .. }| {
+            let snapshot = id.clone();
+            Source { repo, copy, snapshot, lazy: true }
+        };
         Ok(gone.map(source))
     }
 

@@ -52,7 +52,7 @@ pub(super) fn apply(
                     let crc = u32::from_le_bytes(crc);
                     Entry::Data { pbn: Pbn(pbn.0 + at), birth, crc, salt }
                 }
-                Change::Zero(_) => Entry::Zero,
+                Change::Zero(_) | Change::Blank(_) => Entry::Zero,
                 Change::Hole(_) => Entry::Hole,
             };
             let (_, slot) = Lba(lba).split();
@@ -64,15 +64,20 @@ pub(super) fn apply(
     Ok(())
 }
 
-/// Zeroing or trimming what is not mapped changes nothing and must not cost a leaf.
+/// Zeroing or trimming what is not mapped changes nothing and must not cost a leaf; nor must what is zero
+/// already become zero.
 fn changes_anything(state: &State, loaded: &Loaded, change: Change<'_>, index: u64) -> bool {
-    let (Change::Zero(range) | Change::Hole(range)) = change else { return true };
+    let (range, idle) = match change {
+        Change::Write { .. } => return true,
+        Change::Zero(range) | Change::Hole(range) => (range, Entry::Hole),
+        Change::Blank(range) => (range, Entry::Zero),
+    };
     let part = LeafIndex(index).blocks().clip(range);
-    let mapped =
-        |leaf: &Leaf| (part.start..part.end).any(|lba| leaf.get(Lba(lba).split().1) != Entry::Hole);
+    let changes =
+        |leaf: &Leaf| (part.start..part.end).any(|lba| leaf.get(Lba(lba).split().1) != idle);
     match state.find(index) {
-        Some(leaf) => mapped(leaf),
-        None => loaded.take(index).is_some_and(|(leaf, _)| mapped(&leaf)),
+        Some(leaf) => changes(leaf),
+        None => loaded.take(index).is_some_and(|(leaf, _)| changes(&leaf)),
     }
 }
 

@@ -15,6 +15,8 @@ const ZERO: u32 = 2;
 const HOLE: u32 = 3;
 /// As `WRITE`, with a salt.
 const SEALED: u32 = 4;
+/// As `ZERO`, also where nothing is mapped.
+const BLANK: u32 = 5;
 /// Bytes of the head of a write: kind and count, block of the disk, block of the pool, salt.
 const WRITE_BYTES: usize = 24;
 const COUNT_BITS: u32 = 28;
@@ -33,6 +35,8 @@ pub enum Change<'a> {
     Zero(BlockRange),
     /// The blocks are trimmed.
     Hole(BlockRange),
+    /// As `Zero`, and blocks that nothing maps become known to be zero too.
+    Blank(BlockRange),
 }
 
 impl Change<'_> {
@@ -41,7 +45,7 @@ impl Change<'_> {
     pub fn range(&self) -> BlockRange {
         match self {
             Change::Write { lba, crcs, .. } => BlockRange::new(lba.0, lba.0 + crcs.len() as u64),
-            Change::Zero(range) | Change::Hole(range) => *range,
+            Change::Zero(range) | Change::Hole(range) | Change::Blank(range) => *range,
         }
     }
 }
@@ -96,6 +100,11 @@ impl Staged {
     /// Adds blocks that are trimmed.
     pub fn hole(&mut self, range: BlockRange) {
         self.head(HOLE, range.len(), range.start);
+    }
+
+    /// Adds blocks that become zero, also where nothing is mapped: of a disk that is being filled.
+    pub fn blank(&mut self, range: BlockRange) {
+        self.head(BLANK, range.len(), range.start);
     }
 
     /// The finished body, addressed to a head.
@@ -181,6 +190,7 @@ fn parse<'a>(rest: &mut &'a [u8]) -> Option<Change<'a>> {
         }
         ZERO => Some(Change::Zero(range)),
         HOLE => Some(Change::Hole(range)),
+        BLANK => Some(Change::Blank(range)),
         _ => None,
     }
 }
@@ -200,16 +210,18 @@ mod tests {
         staged.write(Lba(8), Pbn(90), 6, &[3]);
         staged.zero(BlockRange::new(9, 12));
         staged.hole(BlockRange::new(0, 1 << 20));
+        staged.blank(BlockRange::new(64, 70));
         let body = staged.addressed(TreeId(3), Epoch(4)).to_vec();
         assert_eq!(address(&body).unwrap(), (TreeId(3), Epoch(4)));
         let back: Vec<_> = changes(&body).collect::<Result<_>>().unwrap();
-        assert_eq!(back.len(), 4);
+        assert_eq!(back.len(), 5);
         assert!(matches!(back[0], Change::Write { lba: Lba(5), pbn: Pbn(77), salt: 0, crcs }
             if crcs == [1u32.to_le_bytes(), 2u32.to_le_bytes()]));
         assert!(matches!(back[1], Change::Write { lba: Lba(8), pbn: Pbn(90), salt: 6, crcs }
             if crcs == [3u32.to_le_bytes()]));
         assert_eq!(back[2].range(), BlockRange::new(9, 12));
         assert_eq!(back[3].range(), BlockRange::new(0, 1 << 20));
+        assert!(matches!(back[4], Change::Blank(BlockRange { start: 64, end: 70 })));
     }
 
     #[test]

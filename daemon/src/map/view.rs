@@ -504,7 +504,8 @@ impl View {
 /// mapped, and for few leaves asking which are mapped costs more than visiting them.
 fn visits_all(change: &Change<'_>) -> bool {
     let leaves = change.range().leaves();
-    matches!(change, Change::Write { .. }) || leaves.end - leaves.start <= SMALL_RANGE
+    let maps = matches!(change, Change::Write { .. } | Change::Blank(_));
+    maps || leaves.end - leaves.start <= SMALL_RANGE
 }
 
 impl Loaded {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::HELPERS;
 use super::budget::Buffer;
 use super::execute::{errno, send};
+use super::remote::Change;
 use super::reply::{self, Style};
 use super::session::Session;
 use super::socket::Socket;
@@ -30,6 +31,12 @@ impl Session {
         style: Style,
         more: bool,
     ) -> io::Result<()> {
+        if self.is_lazy() {
+            // What has gathered leaves first: it is older.
+            self.flush_output()?;
+            self.read_remote(request, range, true);
+            return Ok(());
+        }
         let wants_help = (more || self.has_more()) && self.may_delegate();
         if wants_help {
             let (lanes, target) = (Arc::clone(&self.lanes), Arc::clone(&self.negotiated.target));
@@ -75,6 +82,20 @@ impl Session {
         self.tally.begin();
         let Some(busy) = self.enter() else { return Ok(false) };
         self.wrote = true;
+        if self.is_lazy() {
+            let op = Op::Write { offset: range.start, data: &buffer };
+            match self.lane.need_for(&op) {
+                Ok(None) => {}
+                Ok(Some(_)) => {
+                    self.write_remote(request, Change::of(&op), busy);
+                    return Ok(true);
+                }
+                Err(error) => {
+                    self.fail(&request, &error);
+                    return self.flush_output().map(|()| true);
+                }
+            }
+        }
         let style = self.style(&request);
         if self.may_delegate() && self.has_more() {
             let (lanes, target) = (Arc::clone(&self.lanes), Arc::clone(&self.negotiated.target));

@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use super::cold::Cold;
+use super::remote::Change;
 use super::reply::{self, Style};
 use super::session::{BULK_BYTES, OUTPUT_BYTES, Received, Session};
 use super::wire::{PAYLOAD_MAX, Request, command, command_flag as flag, error};
@@ -22,7 +23,7 @@ use crate::pool::file::Nowait;
 use crate::units::ByteRange;
 
 /// A device is read ahead in pieces of this size for `CACHE`.
-const CACHE_BYTES: u64 = 1 << 20;
+pub(super) const CACHE_BYTES: u64 = 1 << 20;
 
 /// The number that tells a client of an error.
 #[must_use]
@@ -154,6 +155,7 @@ impl Session {
         }
         match outcome {
             Ok(Nowait::Done) => self.tally.did(request, true),
+            Ok(Nowait::WouldBlock) if self.is_lazy() => self.read_remote(*request, range, true),
             Ok(Nowait::WouldBlock) if self.negotiated.target.disk.is_uncached() => {
                 self.cold.push(Cold { request: *request, range, style });
             }
@@ -189,8 +191,14 @@ impl Session {
             return;
         }
         let input = self.take_input();
-        let ops: Vec<Op<'_>> =
+        let mut ops: Vec<Op<'_>> =
             writes.iter().map(|(received, range)| to_op(received, *range, &input)).collect();
+        let here;
+        let mut writes = writes;
+        if self.is_lazy() {
+            (here, ops) = self.write_what_is_here(writes, &ops);
+            writes = &here;
+        }
         let mut results = Vec::with_capacity(ops.len());
         self.lane.submit(&ops, &mut results);
         self.put_input(input);
@@ -213,6 +221,28 @@ impl Session {
         }
     }
 
+    /// Of some changes those that can be made now. The others wait for what the disk lacks, or are refused.
+    fn write_what_is_here<'a>(
+        &mut self,
+        writes: &[(Received, ByteRange)],
+        ops: &[Op<'a>],
+    ) -> (Vec<(Received, ByteRange)>, Vec<Op<'a>>) {
+        let (mut here, mut now) = (Vec::new(), Vec::new());
+        for (write, op) in writes.iter().zip(ops) {
+            match self.lane.need_for(op) {
+                Ok(None) => {
+                    here.push(*write);
+                    now.push(*op);
+                }
+                Ok(Some(_)) => {
+                    self.write_remote(write.0.request, Change::of(op), self.busy.clone());
+                }
+                Err(error) => self.fail(&write.0.request, &error),
+            }
+        }
+        (here, now)
+    }
+
     fn flush(&mut self, request: &Request, alone: bool) {
         if alone && self.outstanding.count() == 0 {
             let flushed = self.lane.flush(self.wrote);
@@ -229,6 +259,9 @@ impl Session {
 
     /// Reads a range and forgets it: what is in the page cache afterwards is what was asked for.
     fn cache(&mut self, request: &Request, range: ByteRange) {
+        if self.is_lazy() {
+            return self.read_remote(*request, range, false);
+        }
         self.by_helper(*request, move |target| {
             let mut lane = Lane::new(&target.disk);
             let mut scratch = vec![0u8; usize::try_from(CACHE_BYTES).expect("1 MiB")];

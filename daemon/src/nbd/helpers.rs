@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 /// Jobs of one connection at a time.
 const JOBS_PER_CONNECTION: usize = 64;
 
-type Job = Box<dyn FnOnce() + Send>;
+pub(super) type Job = Box<dyn FnOnce() + Send>;
 
 /// The daemon's helpers.
 #[derive(Default)]
@@ -44,6 +44,12 @@ impl Helpers {
                 .map_err(|e| Error::io("start a helper thread", &e))?;
         }
         Ok(helpers)
+    }
+
+    /// Has a job done as soon as a helper is free.
+    pub(super) fn push(&self, job: Job) {
+        self.queue.lock().push_back(job);
+        self.filled.notify_one();
     }
 
     fn work(&self) {
@@ -97,8 +103,7 @@ impl Outstanding {
             let _done = done;
             job();
         };
-        self.helpers.queue.lock().push_back(Box::new(job));
-        self.helpers.filled.notify_one();
+        self.helpers.push(Box::new(job));
     }
 
     /// Waits until every job has replied.

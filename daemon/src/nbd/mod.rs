@@ -17,6 +17,8 @@ pub mod keep;
 mod leave;
 pub mod listen;
 mod options;
+mod parking;
+mod remote;
 mod reply;
 mod session;
 pub mod siblings;

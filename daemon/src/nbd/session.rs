@@ -17,6 +17,7 @@ use super::exports::Negotiated;
 use super::gather::Gather;
 use super::helpers::{Helpers, Outstanding};
 use super::leave::Leave;
+use super::parking::Parking;
 use super::siblings::{Busy, Membership};
 use super::socket::{Socket, Spin};
 use super::tally::Tally;
@@ -69,6 +70,10 @@ pub struct Session {
     pub(super) negotiated: Negotiated<Arc<Target>>,
     pub(super) lane: Lane,
     pub(super) outstanding: Outstanding,
+    /// Requests that wait for what the disk lacks.
+    pub(super) parking: Arc<Parking>,
+    /// While the requests of a batch are done, where connections need permission.
+    pub(super) busy: Option<Busy>,
     pub(super) output: Vec<u8>,
     /// Reads of this batch that need the device.
     pub(super) cold: Vec<Cold>,
@@ -150,6 +155,8 @@ impl Session {
             negotiated,
             lane,
             outstanding: Outstanding::new(&common.helpers),
+            parking: Parking::new(&common.helpers),
+            busy: None,
             output: Vec::with_capacity(OUTPUT_BYTES),
             cold: Vec::new(),
             lanes: Arc::default(),
@@ -176,7 +183,11 @@ impl Session {
     /// Serves requests until the client leaves, or the daemon does.
     pub fn run(mut self) -> End {
         let result = self.serve();
+        self.busy = None;
         self.outstanding.drain();
+        // Who goes in peace, or to another process, gets all answers.
+        let may_stay = matches!(result, Ok(End::Left | End::Boundary));
+        self.parking.drain(&self.socket, may_stay);
         result.unwrap_or_else(|error| {
             tracing::debug!(%error, export = self.negotiated.export, "connection ended");
             End::Closed
@@ -191,8 +202,10 @@ impl Session {
             self.learn(&batch);
             if !batch.is_empty() {
                 self.tally.begin();
-                let Some(_busy) = self.enter() else { return Ok(End::Closed) };
+                let Some(busy) = self.enter() else { return Ok(End::Closed) };
+                self.busy = busy;
                 let leaving = self.execute(&batch)?;
+                self.busy = None;
                 self.flush_output()?;
                 self.tally.end();
                 if leaving {

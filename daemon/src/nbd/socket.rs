@@ -71,6 +71,16 @@ impl Socket {
         asked[0].revents().is_some_and(|seen| seen.contains(PollFlags::POLLHUP))
     }
 
+    /// Whether nothing more can be received: the client has closed its side, or was sent away.
+    pub fn is_half_closed(&self) -> bool {
+        let half = PollFlags::from_bits_retain(libc::POLLRDHUP);
+        let mut asked = [PollFd::new(self.fd.as_fd(), half)];
+        while let Err(Errno::EINTR) = poll(&mut asked, PollTimeout::ZERO) {}
+        // What was asked for has no name in the library, and then there is no answer in its words.
+        let ends = PollFlags::POLLHUP | PollFlags::POLLERR;
+        asked[0].revents().is_none_or(|seen| seen.intersects(ends))
+    }
+
     /// Ends the connection's receiving side: what has arrived is still answered.
     pub fn hang_up(&self) {
         if let Err(errno) = shutdown(self.raw(), Shutdown::Read) {

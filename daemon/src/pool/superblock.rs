@@ -15,6 +15,8 @@ pub const MAGIC: [u8; 8] = *b"ROWDPOOL";
 pub const VERSION: u32 = 1;
 /// The same, with encrypted blocks in it.
 pub const SEALED_VERSION: u32 = 2;
+/// That of pools in which a disk was made that is filled while it is used.
+pub const LAZY_VERSION: u32 = 3;
 /// Where the journal begins: the first MiB is left for superblocks and what may come.
 pub const JOURNAL_START: u64 = 1 << 20;
 
@@ -113,9 +115,9 @@ fn decode(page: &[u8]) -> Result<Superblock> {
         return Err(Error::corrupt("bad superblock checksum"));
     }
     let version = u32_at(8);
-    if !(VERSION..=SEALED_VERSION).contains(&version) {
+    if !(VERSION..=LAZY_VERSION).contains(&version) {
         return Err(Error::invalid(format!(
-            "pool format {version}, this rowd knows {VERSION} to {SEALED_VERSION}"
+            "pool format {version}, this rowd knows {VERSION} to {LAZY_VERSION}"
         )));
     }
     let sb = Superblock {

@@ -16,6 +16,7 @@ use super::work::Work;
 use super::{Vault, collect, download, heal, open_repo, relay, upload};
 use crate::engine::api::{Actor, DiskInfo, DiskSpec, JobInfo, Tags};
 use crate::engine::copies::{CopyRecord, Filling, Place, Source};
+use crate::engine::filling::FILL;
 use crate::engine::jobs::Job;
 use crate::engine::now;
 use crate::engine::presence::Standing;
@@ -74,6 +75,8 @@ pub struct RestoreSpec {
     pub instance: Option<InstanceId>,
     /// Store the disk as ciphertext, as is done anyway with a copy of an encrypted disk.
     pub encrypted: bool,
+    /// Fill it before it can be used.
+    pub full: bool,
 }
 
 impl Vault {
@@ -84,7 +87,10 @@ impl Vault {
     pub fn resume(self: &Arc<Self>) -> Result<()> {
         self.look(true)?;
         for filling in self.engine.fillings() {
-            self.begin_fill(filling)?;
+            match filling.lazy {
+                true => self.begin_lazy(&filling, None)?,
+                false => self.begin_fill(filling)?,
+            };
         }
         self.keep_looking();
         heal::start(self)
@@ -308,7 +314,7 @@ impl Vault {
         Ok(info.id)
     }
 
-    /// Makes a disk of a copy: it can be used when the job is done.
+    /// Makes a disk of a copy: it can be used at once, or with `full` when the job is done.
     ///
     /// # Errors
     /// The copy is not complete; the name or the size will not do.
@@ -325,9 +331,10 @@ impl Vault {
             return Err(Error::internal("a copy is neither complete nor not"));
         };
         let known = self.engine.repo(&info.repo)?;
-        let seal = self.wait(&info.repo, async {
+        let (store, seal) = self.wait(&info.repo, async {
             let (store, _) = open_repo(&known).await?;
-            Seal::of(&self.engine, &store, &header).await
+            let seal = Seal::of(&self.engine, &store, &header).await?;
+            Ok((store, seal))
         })?;
         let encrypted = spec.encrypted || seal.key()?.is_some();
         let size = spec.size.unwrap_or(header.size);
@@ -336,16 +343,20 @@ impl Vault {
                 format!("the copy has {} bytes, a disk of {size} is too small", header.size);
             return Err(Error::invalid(message).hint("leave the size out"));
         }
-        let RestoreSpec { name, description, tags, instance, .. } = spec;
+        let RestoreSpec { name, description, tags, instance, full, .. } = spec;
         let size = Some(size);
         let disk =
             DiskSpec { name, size, description, tags, instance, encrypted, ..DiskSpec::default() };
-        let source = Source { repo: info.repo, copy: info.id, snapshot: info.snapshot };
+        let (repo, copy, snapshot) = (info.repo, info.id, info.snapshot);
+        let source = Source { repo, copy, snapshot, lazy: !full };
         let made = self.engine.fill_begin(by, disk, source)?;
         let found = self.engine.fillings().into_iter().find(|filling| filling.disk == made.id);
         let filling = found.ok_or_else(|| Error::not_found("the disk was deleted meanwhile"))?;
-        let job = self.begin_fill(filling)?;
-        Ok((made, job))
+        let job = match filling.lazy {
+            true => self.begin_lazy(&filling, Some((store, *header, seal)))?,
+            false => self.begin_fill(filling)?,
+        };
+        Ok((self.engine.disk(&made.id)?, job))
     }
 
     pub(super) fn begin_upload(self: &Arc<Self>, copy: CopyRecord) -> Result<()> {
@@ -363,7 +374,7 @@ impl Vault {
     }
 
     fn begin_fill(self: &Arc<Self>, filling: Filling) -> Result<JobInfo> {
-        let job = self.engine.job_begin("fill", filling.disk.as_str())?;
+        let job = self.engine.job_begin(FILL, filling.disk.as_str())?;
         let told = filling.clone();
         let work = move |work: &Work| download::fill(work, &filling);
         self.spawn(&job, work, move |work, result| match result {

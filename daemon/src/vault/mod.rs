@@ -1,6 +1,6 @@
 //! The vault: copies of snapshots in object stores, which outlive this host.
 //!
-//! Invariants: nothing here is on the path of a read or a write; a repository is what its format file says,
+//! Invariants: nothing here is on the path of a read or a write of what is in the pool; a repository is what its format file says,
 //! and another one at the same place is refused; what a caller waits for has a time-out.
 //! Absent: what the engine keeps (`engine/repos.rs`), and secrets beyond the time they are used.
 
@@ -10,11 +10,14 @@ mod collect;
 pub mod copies;
 mod credentials;
 mod download;
+mod fill;
 mod format;
 mod header;
 mod heal;
 pub mod images;
+mod index;
 mod leaving;
+mod origin;
 mod relay;
 mod seal;
 mod store;
@@ -43,6 +46,7 @@ use crate::units::{CopyId, RepoId};
 use address::Address;
 use credentials::Source;
 use format::{FORMAT_KEY, Format, RECORD_MAX};
+use origin::Fetching;
 use store::Store;
 use work::Pacer;
 
@@ -92,6 +96,8 @@ pub struct Vault {
     /// The jobs of copies under way.
     jobs: Mutex<HashMap<CopyId, Arc<Job>>>,
     pacers: Mutex<HashMap<RepoId, Arc<Pacer>>>,
+    /// What disks that are used while they are filled wait for.
+    fetching: Fetching,
 }
 
 impl Vault {
@@ -120,10 +126,12 @@ impl Vault {
             permits: Arc::new(Semaphore::new(JOBS_AT_ONCE)),
             jobs: Mutex::default(),
             pacers: Mutex::default(),
+            fetching: Fetching::default(),
         }))
     }
 
-    /// Ends what is under way. What was not finished goes on at the next start.
+    /// Ends the jobs under way, which go on at the next start. What clients wait for is fetched until
+    /// [`Vault::end`].
     pub fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
         for thread in std::mem::take(&mut *self.threads.lock()) {
@@ -131,6 +139,10 @@ impl Vault {
                 tracing::error!("a thread of the vault panicked");
             }
         }
+    }
+
+    /// Ends everything else.
+    pub fn end(&self) {
         if let Some(runtime) = self.runtime.lock().take() {
             runtime.shutdown_timeout(DRAIN_LIMIT);
         }

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use super::Vault;
 use crate::engine::api::JobState;
@@ -74,14 +75,36 @@ impl Vault {
         work: impl FnOnce(&Work) -> Result<T> + Send + 'static,
         ended: impl FnOnce(&Work, Result<T>) -> Result<String> + Send + 'static,
     ) -> Result<()> {
+        self.spawn_among(Some(Arc::clone(&self.permits)), job, work, ended)
+    }
+
+    /// As [`Vault::spawn`], for work that waits most of the time and takes nobody's turn.
+    pub(super) fn spawn_idle<T: 'static>(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        work: impl FnOnce(&Work) -> Result<T> + Send + 'static,
+        ended: impl FnOnce(&Work, Result<T>) -> Result<String> + Send + 'static,
+    ) -> Result<()> {
+        self.spawn_among(None, job, work, ended)
+    }
+
+    fn spawn_among<T: 'static>(
+        self: &Arc<Self>,
+        permits: Option<Arc<Semaphore>>,
+        job: &Arc<Job>,
+        work: impl FnOnce(&Work) -> Result<T> + Send + 'static,
+        ended: impl FnOnce(&Work, Result<T>) -> Result<String> + Send + 'static,
+    ) -> Result<()> {
         let doing = Work { vault: Arc::clone(self), job: Arc::clone(job) };
-        let permits = Arc::clone(&self.permits);
         let run = move || {
             if let Err(error) = rustix::process::setpriority_process(None, NICE) {
                 tracing::debug!(%error, "the vault's threads are not nice");
             }
-            let turn =
-                async { permits.acquire_owned().await.map_err(|e| Error::internal(e.to_string())) };
+            let turn = async {
+                let Some(permits) = permits else { return Ok(None) };
+                let turn = permits.acquire_owned().await;
+                turn.map(Some).map_err(|e| Error::internal(e.to_string()))
+            };
             let result = doing.wait(turn).and_then(|_turn| work(&doing));
             if result.as_ref().err().is_some_and(|e| e.kind() == ErrorKind::ShuttingDown) {
                 doing.job.finish(JobState::Running, "goes on at the next start".to_owned());

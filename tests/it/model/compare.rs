@@ -43,7 +43,7 @@ impl Machine {
         for disk in &reference.disks {
             let info = engine.disk(&disk.id).map_err(text)?;
             equal(&format!("size of {}", disk.name), info.size, disk.size)?;
-            let mapped = reference.nodes[&disk.head].blocks.len() as u64 * BLOCK_SIZE;
+            let mapped = reference.mapped(disk.head) * BLOCK_SIZE;
             equal(&format!("mapped bytes of {}", disk.name), info.mapped_bytes, mapped)?;
             self.compare_export(&disk.name, reference, disk.head, disk.size)?;
         }

@@ -68,7 +68,10 @@ impl Machine {
         let is_short = self.may_be_short_of(need);
         let requests: Vec<Request<'_>> = batch.iter().map(Planned::request).collect();
         let mut results = Vec::new();
+        self.session(disk)?;
+        let before = self.engine().status().last_seq;
         self.session(disk)?.lane.submit(&requests, &mut results);
+        let records = self.engine().status().last_seq - before;
         if results.len() != batch.len() {
             return Err(format!("{} results for {} requests", results.len(), batch.len()));
         }
@@ -82,7 +85,7 @@ impl Machine {
                     return Err(format!("{error}, but {need} blocks should fit: {used:?}"));
                 }
                 Err(_) if planned.effects.len() == 1 => failed = Some(planned),
-                Err(_) => self.settle_prefix(disk, &planned.effects)?,
+                Err(_) => self.settle_prefix(disk, &planned.effects, records)?,
             }
         }
         failed.map_or(Ok(()), |planned| self.ask_again(disk, planned))
@@ -104,26 +107,26 @@ impl Machine {
         Ok(())
     }
 
-    fn effect(&mut self, disk: usize, effect: &Effect) {
+    pub fn effect(&mut self, disk: usize, effect: &Effect) {
         self.reference.apply(disk, effect);
         self.image.states.push(self.reference.clone());
     }
 
     /// Whether so many blocks may fail to be found: the pool's free ones and what lanes have leased.
-    fn may_be_short_of(&self, need: u64) -> bool {
+    pub fn may_be_short_of(&self, need: u64) -> bool {
         let used = self.engine().status().used_bytes / BLOCK_SIZE;
         let leased = (self.sessions.len() as u64 + 1) * SEGMENT_BLOCKS;
         POOL_BLOCKS < used + need + leased
     }
 
-    /// Finds out how many of the effects happened before the space ran out.
-    fn settle_prefix(&mut self, disk: usize, effects: &[Effect]) -> Outcome {
-        for effect in effects {
-            if self.compare_stored(disk).is_ok() {
-                return Ok(());
-            }
-            self.effect(disk, effect);
+    /// As many of the effects happened before the space ran out as there are records. What is stored does not
+    /// tell: a stored zero that is replaced by another one looks the same.
+    fn settle_prefix(&mut self, disk: usize, effects: &[Effect], records: u64) -> Outcome {
+        let done = usize::try_from(records).map_err(|e| e.to_string())?;
+        if done >= effects.len() {
+            return Err(format!("{done} records of {} effects that failed", effects.len()));
         }
+        effects[..done].iter().for_each(|effect| self.effect(disk, effect));
         self.compare_stored(disk).map_err(|e| format!("after want of space: {e}"))
     }
 }

@@ -64,7 +64,12 @@ impl Machine {
         let waits = disks.iter().any(|disk| self.reference.waits(disk));
         let name = Some(self.new_name());
         let spec = GroupSpec { disks: disks.clone(), name, ..GroupSpec::default() };
+        let lazy = |disk: &DiskId| self.reference.disks.iter().any(|d| d.id == *disk && d.lazy);
+        let lacks = disks.iter().any(lazy);
         match self.engine().group_create(BY, spec) {
+            Err(error) if error.kind() == ErrorKind::WrongState && lacks => Ok(()),
+            Err(error) if error.kind() == ErrorKind::Quota && full => Ok(()),
+            other if lacks => Err(format!("a group with what is not here: {other:?}")),
             Ok(_) if full => Err("the quota is not kept by a group".to_owned()),
             Ok(_) if waits => Err("a group beside a snapshot that cannot be used yet".to_owned()),
             Err(error) if error.kind() == ErrorKind::StillCopying && waits => Ok(()),
@@ -73,7 +78,6 @@ impl Machine {
                 self.reference.make_group(&made);
                 self.compare_disks(&disks)
             }
-            Err(error) if error.kind() == ErrorKind::Quota && full => Ok(()),
             Err(error) => Err(text(error)),
         }
     }

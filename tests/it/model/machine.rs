@@ -21,6 +21,7 @@ use rowd::units::{BLOCK_SIZE, BlockRange, DiskId};
 use tempfile::TempDir;
 
 use super::copies::Repository;
+use super::lazy::Copied;
 use super::op::Op;
 use super::power::Image;
 use super::reference::{Effect, Reference};
@@ -82,6 +83,8 @@ pub struct Machine {
     engine: Option<Arc<Engine>>,
     pub reference: Reference,
     pub sessions: HashMap<DiskId, Session>,
+    /// What disks are filled from.
+    pub origins: HashMap<DiskId, Arc<Copied>>,
     pub image: Image,
     pub repository: Repository,
     pub stamp: u64,
@@ -110,6 +113,7 @@ impl Machine {
             engine: Some(engine),
             reference: Reference::default(),
             sessions: HashMap::new(),
+            origins: HashMap::new(),
             image: Image::default(),
             repository: Repository::new(),
             stamp: 0,
@@ -150,6 +154,8 @@ impl Machine {
             Op::Reinit { disk } => self.reinit(*disk),
             Op::Clone { snapshot, extra_blocks } => self.clone_of(*snapshot, *extra_blocks),
             Op::Create { blocks } => self.create(u64::from(*blocks)),
+            Op::Lazy { blocks, seed } => self.make_lazy(u64::from(*blocks), *seed),
+            Op::Fetch { disk, from, chunks } => self.fetch(*disk, *from, *chunks),
             Op::DeleteDisk { disk, busy } => self.delete_disk(*disk, *busy),
             Op::Resize { disk, blocks } => self.resize(*disk, u64::from(*blocks)),
             Op::Rename { disk } => self.rename(*disk),
@@ -292,7 +298,10 @@ impl Machine {
             copy: None,
         };
         let waits = self.reference.waits(&self.reference.disks[disk].id);
+        let lazy = self.is_lazy(disk);
         match self.engine().snapshot_create(BY, spec) {
+            Err(error) if error.kind() == ErrorKind::WrongState && lazy => Ok(()),
+            other if lazy => Err(format!("a snapshot of what is not here: {other:?}")),
             Err(error) if error.kind() == ErrorKind::StillCopying && waits => Ok(()),
             Ok(_) if waits => Err("a snapshot beside one that cannot be used yet".to_owned()),
             Ok(_) if manual >= QUOTA => Err("the quota is not kept".to_owned()),
@@ -381,7 +390,10 @@ impl Machine {
             found.filter(|s| s.usable()).map(|s| (s.node, s.size))
         });
         self.sessions.remove(&id);
+        let lazy = self.is_lazy(at);
         match (self.engine().disk_reinit(BY, &id, false), target) {
+            (Err(error), _) if error.kind() == ErrorKind::WrongState && lazy => Ok(()),
+            (other, _) if lazy => Err(format!("reinit of what is not here: {other:?}")),
             (Ok(done), None) => self.switched(at, &done, None, 0),
             (Ok(done), Some(Some((node, size)))) => self.switched(at, &done, Some(node), size),
             (Err(error), Some(None)) if error.kind() == ErrorKind::WrongState => Ok(()),
@@ -477,7 +489,7 @@ impl Machine {
         let opened = Engine::open(Settings { io: self.io, ..settings(self.dir.path()) });
         self.engine = Some(opened.map_err(|e| format!("open: {e}"))?);
         self.dirtied = 0;
-        Ok(())
+        self.connect()
     }
 }
 

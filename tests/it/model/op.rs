@@ -34,6 +34,8 @@ pub enum Op {
     Reinit { disk: u8 },
     Clone { snapshot: u8, extra_blocks: u8 },
     Create { blocks: u16 },
+    Lazy { blocks: u16, seed: u64 },
+    Fetch { disk: u8, from: u16, chunks: u8 },
     DeleteDisk { disk: u8, busy: bool },
     Resize { disk: u8, blocks: u16 },
     Rename { disk: u8 },
@@ -91,6 +93,12 @@ fn op() -> impl Strategy<Value = Op> {
     let some = prop_oneof![Just(0), any::<u8>()];
     let returns = (any::<(u8, bool, bool)>(), some)
         .prop_map(|((group, first, busy), disks)| Op::ReturnToGroup { group, disks, first, busy });
+    let lazy = (1u16..300, any::<u64>()).prop_map(|(blocks, seed)| Op::Lazy { blocks, seed });
+    let fetch = (any::<u8>(), any::<u16>(), 1u8..20).prop_map(|(disk, from, chunks)| Op::Fetch {
+        disk,
+        from,
+        chunks,
+    });
     prop_oneof![
         40 => data,
         4 => any::<u8>().prop_map(|disk| Op::Flush { disk }),
@@ -103,6 +111,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (any::<u8>(), 0u8..9)
             .prop_map(|(snapshot, extra_blocks)| Op::Clone { snapshot, extra_blocks }),
         2 => blocks.clone().prop_map(|blocks| Op::Create { blocks }),
+        3 => lazy,
+        6 => fetch,
         2 => any::<(u8, bool)>().prop_map(|(disk, busy)| Op::DeleteDisk { disk, busy }),
         2 => (any::<u8>(), blocks).prop_map(|(disk, blocks)| Op::Resize { disk, blocks }),
         1 => any::<u8>().prop_map(|disk| Op::Rename { disk }),

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
 
+use rowd::disk::lazy::Span;
 use rowd::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, ByteRange, DiskId, GroupId, SnapshotId};
 
 use super::copies::Presence;
@@ -19,6 +20,8 @@ pub type NodeId = u64;
 pub struct Stored {
     /// Differs from that of every other block ever written.
     pub identity: u64,
+    /// In the pool, and not only in the copy that a disk is filled from.
+    pub here: bool,
     pub bytes: Rc<[u8]>,
 }
 
@@ -37,6 +40,8 @@ pub struct Disk {
     pub size: u64,
     pub head: NodeId,
     pub origin: Option<SnapshotId>,
+    /// It is being filled.
+    pub lazy: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -62,8 +67,13 @@ pub struct Group {
 /// One effect that happens whole or not at all.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    Write { offset: u64, data: Vec<u8> },
+    Write {
+        offset: u64,
+        data: Vec<u8>,
+    },
     Clear(BlockRange),
+    /// These blocks come from the copy.
+    Fetch(Vec<u64>),
 }
 
 /// The whole pool.
@@ -98,6 +108,9 @@ impl Reference {
         let mut blocks = Rc::clone(&self.nodes[&self.disks[disk].head].blocks);
         let map = Rc::make_mut(&mut blocks);
         match effect {
+            Effect::Fetch(lbas) => {
+                lbas.iter().for_each(|lba| map.get_mut(lba).expect("it lacks").here = true);
+            }
             Effect::Clear(range) => map.retain(|lba, _| !(range.start..range.end).contains(lba)),
             Effect::Write { offset, data } => {
                 let range = ByteRange::new(*offset, data.len() as u64).expect("small");
@@ -110,7 +123,8 @@ impl Reference {
                     let len = index(to - from);
                     bytes[into..into + len].copy_from_slice(&data[source..source + len]);
                     self.next += 1;
-                    map.insert(lba, Stored { identity: self.next, bytes: bytes.into() });
+                    let (identity, bytes) = (self.next, bytes.into());
+                    map.insert(lba, Stored { identity, here: true, bytes });
                 }
             }
         }
@@ -122,7 +136,37 @@ impl Reference {
         let parent = from.map(|snapshot| self.snapshots[snapshot].node);
         let origin = from.map(|snapshot| self.snapshots[snapshot].id.clone());
         let head = self.add_node(parent);
-        self.disks.push(Disk { id, name: name.to_owned(), size, head, origin });
+        self.disks.push(Disk { id, name: name.to_owned(), size, head, origin, lazy: false });
+    }
+
+    /// The disk is filled from a copy of these blocks.
+    pub fn promise(&mut self, disk: usize, blocks: &BTreeMap<u64, Vec<u8>>) {
+        let promised = blocks.iter().map(|(lba, bytes)| {
+            self.next += 1;
+            let bytes = Rc::from(bytes.as_slice());
+            (*lba, Stored { identity: self.next, here: false, bytes })
+        });
+        let promised: BTreeMap<u64, Stored> = promised.collect();
+        self.disks[disk].lazy = true;
+        let head = self.disks[disk].head;
+        self.nodes.get_mut(&head).expect("a head").blocks = Rc::new(promised);
+    }
+
+    /// Those of some blocks that a disk lacks.
+    pub fn lacking(&self, disk: usize, spans: &[Span]) -> Vec<u64> {
+        let blocks = &self.nodes[&self.disks[disk].head].blocks;
+        let lacks = |lba: &u64| blocks.get(lba).is_some_and(|stored| !stored.here);
+        spans.iter().map(|span| span.start).filter(lacks).collect()
+    }
+
+    /// Whether a disk has all its contents.
+    pub fn is_whole(&self, disk: usize) -> bool {
+        self.nodes[&self.disks[disk].head].blocks.values().all(|stored| stored.here)
+    }
+
+    /// Blocks of a node that take space.
+    pub fn mapped(&self, node: NodeId) -> u64 {
+        self.nodes[&node].blocks.values().filter(|stored| stored.here).count() as u64
     }
 
     pub fn delete_disk(&mut self, disk: usize) {
@@ -185,7 +229,8 @@ impl Reference {
     /// Blocks in use.
     pub fn used(&self) -> u64 {
         let all = self.nodes.values().flat_map(|node| node.blocks.values());
-        all.map(|stored| stored.identity).collect::<HashSet<_>>().len() as u64
+        let here = all.filter(|stored| stored.here);
+        here.map(|stored| stored.identity).collect::<HashSet<_>>().len() as u64
     }
 
     /// Blocks that only this node has: what its release would free, or, where it has several children

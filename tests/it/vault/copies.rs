@@ -166,7 +166,7 @@ fn a_repository_that_was_tampered_with_returns_nothing_wrong() {
         assert_eq!(listed.as_array().unwrap().len(), 2);
         let verified = daemon.try_ctl(&["copy", "verify", two]);
         assert!(verified.code != 0, "{part}: {}", verified.stdout);
-        let made = daemon.try_ctl(&["disk", "create", "wrong", "--from", two]);
+        let made = daemon.try_ctl(&["disk", "create", "wrong", "--from", two, "--full"]);
         assert!(made.code != 0, "{part}: {}", made.stdout);
         assert_eq!(daemon.json(&["disk", "list"]).as_array().unwrap().len(), 1, "{part}");
         let told = [verified.stdout, verified.stderr].concat();
@@ -195,7 +195,7 @@ fn a_repository_that_was_tampered_with_returns_nothing_wrong() {
     refused("copies/");
     fs::write(header(two), good).unwrap();
     daemon.ctl(&["copy", "verify", two]);
-    daemon.ctl(&["disk", "create", "right", "--from", two]);
+    daemon.ctl(&["disk", "create", "right", "--from", two, "--full"]);
 }
 
 /// What cannot be meant is refused in words.

@@ -147,7 +147,7 @@ fn next_job(daemon: &Daemon) {
 fn a_disk_is_filled_or_gone_wherever_the_daemon_was_killed() {
     let mut daemon = daemon("fill.written");
     let copy = copies(&daemon).remove(0);
-    daemon.try_ctl(&["disk", "create", "again", "--from", id(&copy)]);
+    daemon.try_ctl(&["disk", "create", "again", "--from", id(&copy), "--full"]);
     next(&mut daemon);
     let expected = contents(&daemon, "data@one", 64 << 20);
     assert!(contents(&daemon, "again", 64 << 20) == expected);

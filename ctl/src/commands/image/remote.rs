@@ -166,8 +166,16 @@ fn make(
         return Ok((client.call(&request)?, None));
     };
     let repo = Some(image.repo.clone());
-    let request =
-        CopyRestore { copy, repo, name, description, tags, instance, ..CopyRestore::default() };
+    let request = CopyRestore {
+        copy,
+        repo,
+        name,
+        description,
+        tags,
+        instance,
+        full: true,
+        ..CopyRestore::default()
+    };
     let made = client.call_patiently(&request)?;
     Ok((made.disk, Some(made.job.id)))
 }

@@ -1,0 +1,155 @@
+//! Disks that are filled while they are used, in the model test: made, written to, fetched in pieces.
+//!
+//! Invariants: what the copy holds is decided by a seed, so that it is the same after every end; what a disk is
+//! refused for because it is not filled, it is refused for that reason, and nothing changes.
+//! Absent: repositories (`vault/`); here the copy is in memory and answers at once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rowd::disk::lane::Lane;
+use rowd::disk::lazy::{Fetched, Need, Origin, Span, Wake};
+use rowd::engine::api::DiskSpec;
+use rowd::engine::copies::Source;
+use rowd::error::ErrorKind;
+use rowd::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, CopyId, SnapshotId};
+
+use super::machine::{BY, DISKS_MAX, Machine, Outcome, text};
+use super::power::Random;
+use super::reference::Effect;
+
+/// Blocks of the disk that one chunk may hold some of.
+const CHUNK: u64 = 24;
+
+/// A copy in memory.
+#[derive(Debug)]
+pub struct Copied {
+    pub blocks: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Copied {
+    /// Some of the blocks of a disk; each has a stamp that no write has.
+    fn new(blocks: u64, seed: u64, stamp: u64) -> Copied {
+        let mut random = Random::new(seed);
+        let mut chosen = BTreeMap::new();
+        let mut at = random.below(blocks);
+        while at < blocks {
+            for lba in at..blocks.min(at + 1 + random.below(12)) {
+                let words = (0..BLOCK_SIZE / 8).map(|word| stamp << 24 | lba << 10 | word);
+                chosen.insert(lba, words.flat_map(u64::to_le_bytes).collect());
+            }
+            at += 12 + random.below(90);
+        }
+        Copied { blocks: chosen }
+    }
+
+    /// The chunk that a block is in.
+    fn chunk(&self, lba: u64) -> Fetched {
+        let first = lba / CHUNK * CHUNK;
+        let mut fetched = Fetched { spans: Vec::new(), bytes: Vec::new() };
+        for (lba, block) in self.blocks.range(first..first + CHUNK) {
+            let at = u32::try_from(fetched.bytes.len() / BLOCK_BYTES).expect("few");
+            fetched.bytes.extend_from_slice(block);
+            fetched.spans.push(Span { start: *lba, blocks: 1, at });
+        }
+        fetched
+    }
+}
+
+impl Origin for Copied {
+    fn is_known(&self) -> bool {
+        true
+    }
+
+    fn next(&self, from: u64) -> Option<BlockRange> {
+        let (first, _) = self.blocks.range(from..).next()?;
+        Some(BlockRange::new(*first, first + 1))
+    }
+
+    fn ask(&self, need: Need, wake: Wake) {
+        wake(Ok(match need {
+            Need::Index => None,
+            Need::Block(lba) => Some(Arc::new(self.chunk(lba.0))),
+        }));
+    }
+}
+
+impl Machine {
+    /// Makes a disk that is filled while it is used.
+    pub fn make_lazy(&mut self, blocks: u64, seed: u64) -> Outcome {
+        if self.reference.disks.len() >= DISKS_MAX {
+            return Ok(());
+        }
+        let name = self.new_name();
+        self.stamp += 1;
+        let copied = Arc::new(Copied::new(blocks, seed, self.stamp));
+        let spec = DiskSpec {
+            name: name.clone(),
+            size: Some(blocks * BLOCK_SIZE),
+            encrypted: seed.is_multiple_of(2),
+            ..DiskSpec::default()
+        };
+        let source = Source {
+            repo: "model".to_owned(),
+            copy: CopyId::from("c-model"),
+            snapshot: SnapshotId::from("s-model"),
+            lazy: true,
+        };
+        let made = self.engine().fill_begin(BY, spec, source).map_err(text)?;
+        self.reference.create_disk(made.id.clone(), &name, made.size, None);
+        let last = self.reference.disks.len() - 1;
+        self.reference.promise(last, &copied.blocks);
+        self.origins.insert(made.id, copied);
+        self.connect()?;
+        self.compare_disk(last)
+    }
+
+    /// Connects the disks that are being filled with their copies.
+    pub fn connect(&mut self) -> Outcome {
+        for filling in self.engine().fillings() {
+            let origin = self.origins.get(&filling.disk).cloned();
+            let origin = origin.ok_or("a disk is filled from nowhere")?;
+            let lazy = self.engine().lazy(&filling.disk).ok_or("a disk is filled and is not")?;
+            lazy.connect(origin);
+        }
+        Ok(())
+    }
+
+    /// Fetches some chunks of a disk, as the background does. One that has all blocks is an ordinary one then.
+    pub fn fetch(&mut self, disk: u8, from: u16, chunks: u8) -> Outcome {
+        let lazies: Vec<usize> =
+            (0..self.reference.disks.len()).filter(|at| self.reference.disks[*at].lazy).collect();
+        let Some(at) = lazies.get(usize::from(disk) % lazies.len().max(1)).copied() else {
+            return Ok(());
+        };
+        let id = self.reference.disks[at].id.clone();
+        let copied = Arc::clone(&self.origins[&id]);
+        let target = self.engine().fill_target(&id).map_err(text)?;
+        let last = copied.blocks.keys().next_back().map_or(0, |last| last / CHUNK + 1);
+        for number in 0..u64::from(chunks).min(last) {
+            let chunk = copied.chunk((u64::from(from) + number) % last * CHUNK);
+            self.dirties(2)?;
+            let lacking = self.reference.lacking(at, &chunk.spans);
+            let short = self.may_be_short_of(lacking.len() as u64);
+            let stored = Lane::new(&target).adopt(&chunk);
+            match stored {
+                Ok(stored) if stored == lacking.len() as u64 => {}
+                Err(error) if error.kind() == ErrorKind::NoSpace && short => return Ok(()),
+                other => return Err(format!("{} blocks lack, yet {other:?}", lacking.len())),
+            }
+            self.effect(at, &Effect::Fetch(lacking));
+        }
+        drop(target);
+        if !self.reference.is_whole(at) {
+            return self.compare_stored(at);
+        }
+        self.engine().fill_end(&id).map_err(text)?;
+        self.reference.disks[at].lazy = false;
+        self.compare_stored(at)
+    }
+
+    /// Whether a disk is being filled, so that what needs all its contents is refused.
+    pub fn is_lazy(&self, disk: usize) -> bool {
+        self.reference.disks[disk].lazy
+    }
+}
