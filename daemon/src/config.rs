@@ -391,6 +391,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn metrics_are_for_this_host_only() {
+        let at = |address: &str| {
+            let text = format!("[metrics]\nlisten = \"{address}\"");
+            Config::parse(&text, None).map(|config| config.metrics.listen)
+        };
+        assert!(at("127.0.0.1:9750").unwrap().is_some() && at("[::1]:9750").unwrap().is_some());
+        assert!(at("0.0.0.0:9750").unwrap_err().message().contains("loopback"));
+        let file = Config::parse("[metrics]\ntextfile = \"rowd.prom\"", None).unwrap_err();
+        assert!(file.message().contains("absolute"), "{file}");
+    }
+
+    #[test]
     fn an_empty_file_gives_the_defaults() {
         let config = Config::parse("", Some(Path::new("/x"))).unwrap();
         assert_eq!(config.settings.pool, Path::new("/x/pool"));
@@ -416,6 +428,8 @@ mod tests {
         for script in [&mut example.freeze.pre_script, &mut example.freeze.post_script] {
             assert!(script.take().is_some());
         }
+        assert!(example.metrics.listen.take().is_some());
+        assert!(example.metrics.textfile.take().is_some());
         assert_eq!(format!("{example:?}"), format!("{default:?}"));
         let mut section = String::new();
         let mut written = Vec::new();
