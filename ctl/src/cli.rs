@@ -14,7 +14,7 @@ use rowd_proto::EXIT_CODES;
 
 use crate::commands::{
     audit, chain, check, copy, disk, doctor, events, freeze, generate, group, image, instance, job,
-    key, metrics, policy, pool, repo, scrub, snapshot, status, tag, top, usage,
+    key, metrics, policy, pool, repo, scrub, snapshot, status, tag, top, trash, usage,
 };
 use crate::render::Format;
 
@@ -76,6 +76,9 @@ pub enum Command {
     /// Snapshots that are made by themselves, and how long they stay
     #[command(subcommand, visible_alias = "policies")]
     Policy(policy::Verb),
+    /// Deleted disks that can be brought back
+    #[command(subcommand)]
+    Trash(trash::Verb),
     /// All snapshots of a disk, which outlive it
     #[command(subcommand)]
     Chain(chain::Verb),

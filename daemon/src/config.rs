@@ -39,6 +39,7 @@ struct Raw {
     freeze: RawFreeze,
     encryption: RawEncryption,
     memory: RawMemory,
+    trash: RawTrash,
     metrics: RawMetrics,
 }
 
@@ -116,6 +117,12 @@ struct RawFreeze {
 struct RawEncryption {
     master_key: Option<String>,
     previous_master_key: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawTrash {
+    hours: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -323,6 +330,7 @@ fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {
     let map_cache = size("pool.map_cache", pool.map_cache.as_deref(), 256 << 20)?;
     let back = &raw.background;
     let hours = in_range("background.undo_hours", back.undo_hours, 24, 0..=24 * 365)?;
+    let trash = in_range("trash.hours", raw.trash.hours, 24, 0..=24 * 365)?;
     let flush = in_range("background.flush_ms", back.flush_ms, 1000, 10..=1000)?;
     let checkpoint = in_range("background.checkpoint_s", back.checkpoint_s, 5, 1..=3600)?;
     Ok(Settings {
@@ -338,6 +346,7 @@ fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {
         quota_auto: raw.quota.automatic_snapshots.unwrap_or(1000),
         quota_policies: raw.quota.policies.unwrap_or(100),
         undo_kept: Duration::from_secs(hours * 3600),
+        trash_kept: Duration::from_secs(trash * 3600),
         flush_every: Duration::from_millis(flush),
         checkpoint_every: Duration::from_secs(checkpoint),
         scrub_rate: size("background.scrub_rate", back.scrub_rate.as_deref(), 64 << 20)?,

@@ -50,14 +50,17 @@ pub struct DiskShow {
     pub disk: String,
 }
 
-/// Deletes a disk. Its snapshots stay.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Deletes a disk: into the trash, where there is one. Its snapshots stay, but for automatic ones if that was set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskDelete {
     pub disk: String,
     /// Disconnect its clients first; without it a connected client means `in_use`.
     #[serde(default)]
     pub force: bool,
+    /// For good, not into the trash.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub now: bool,
 }
 
 /// Gives a disk another name.

@@ -31,6 +31,7 @@ pub mod size;
 mod snapshot;
 mod tag;
 mod time;
+mod trash;
 mod usage;
 
 pub use audit::{AuditEntry, AuditList, AuditPage};
@@ -94,6 +95,10 @@ pub use snapshot::{
 };
 pub use tag::{Tagged, TaggedKind, TagsRemove, TagsSet};
 pub use time::{Moment, Time};
+pub use trash::{
+    DiskDeleted, DiskFreed, DiskFreedBytes, Trash, TrashList, TrashPurge, TrashPurged,
+    TrashRestore, TrashedDisk,
+};
 pub use usage::{DiskUsage, Held, RepoUsage, Usage, UsageSample, UsageShow};
 
 use std::collections::BTreeMap;

@@ -27,6 +27,9 @@ use crate::{
     Copies, Copy, CopyCreate, CopyDelete, CopyDeleted, CopyList, CopyRestore, CopyRestored,
     CopyRetry, CopyShow, CopyVerify,
 };
+use crate::{
+    DiskDeleted, DiskFreed, DiskFreedBytes, Trash, TrashList, TrashPurge, TrashPurged, TrashRestore,
+};
 use crate::{MetricsPage, MetricsShow, Stats, StatsShow};
 use crate::{
     Policies, Policy, PolicyApply, PolicyCancel, PolicyCreate, PolicyDelete, PolicyDeleted,
@@ -115,7 +118,7 @@ methods! {
     DiskCreate = "disk.create", Admin => Disk;
     DiskList = "disk.list", Read => Disks;
     DiskShow = "disk.show", Read => Disk;
-    DiskDelete = "disk.delete", Admin => Done;
+    DiskDelete = "disk.delete", Admin => DiskDeleted;
     DiskRename = "disk.rename", Admin => Disk;
     DiskResize = "disk.resize", Admin => Disk;
     DiskReinit = "disk.reinit", Admin => RolledBack;
@@ -176,6 +179,10 @@ methods! {
     PolicyCancel = "policy.cancel", Admin => Disk;
     PolicyPreview = "policy.preview", Read => PolicyPreviewed;
     PolicyResume = "policy.resume", Admin => PolicyResumed;
+    TrashList = "trash.list", Read => Trash;
+    TrashRestore = "trash.restore", Admin => Disk;
+    TrashPurge = "trash.purge", Admin => TrashPurged;
+    DiskFreed = "disk.freed", Read => DiskFreedBytes;
     ChainList = "chain.list", Read => Chains;
     ChainShow = "chain.show", Read => Chain;
     TagsSet = "tag.set", Admin => Tagged;

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use rowd_tests::client::Client;
 use rowd_tests::mount::Device;
-use rowd_tests::process::{Daemon, Setup};
+use rowd_tests::process::{Daemon, SMALL, Setup};
 use rowd_tests::tool;
 use rowd_tests::wait;
 use serde_json::{Map, Value, json};
@@ -132,6 +132,10 @@ const SCENARIO: &[(&str, &str)] = &[
     ("snapshot delete", "snapshot delete data1@second --yes"),
     ("group delete", "group delete both --yes"),
     ("disk delete", "disk delete clone2 --yes"),
+    ("trash list", "trash list"),
+    ("trash restore", "trash restore clone2"),
+    ("disk delete", "disk delete clone2 --yes"),
+    ("trash purge", "trash purge clone2 --yes"),
 ];
 
 /// Field names and types of a value; the elements of a list, and the values of a map, are put together.
@@ -312,7 +316,10 @@ fn played(daemon: &Daemon) -> BTreeMap<String, Value> {
 /// Promise: every verb prints what its golden file says: the same fields, of the same types.
 #[test]
 fn the_json_of_every_verb_has_the_shape_of_its_file() {
-    let daemon = Setup::default().master_key(MASTER).start();
+    let daemon = Setup::default()
+        .config(&SMALL.replace("hours = 0", "hours = 24"))
+        .master_key(MASTER)
+        .start();
     wait::until("the first sample of usage", || {
         (!daemon.json(&["usage"])["samples"].as_array()?.is_empty()).then_some(())
     });

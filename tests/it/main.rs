@@ -38,5 +38,6 @@ mod protocol;
 mod rollback;
 mod safety;
 mod tidy;
+mod trash;
 mod usage;
 mod vault;

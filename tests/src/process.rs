@@ -19,8 +19,10 @@ use tempfile::TempDir;
 use crate::tool::{self, Outcome};
 use crate::wait;
 
-/// Small enough that a daemon starts in milliseconds and a test can fill it.
+/// Small enough that a daemon starts in milliseconds and a test can fill it. What is deleted is gone at once.
 pub const SMALL: &str = r#"
+[trash]
+hours = 0
 [pool]
 segment = "4MiB"
 journal = "8MiB"

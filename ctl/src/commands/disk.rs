@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use rowd_proto::{
-    Attachment, AttachmentState, Disk, DiskAttach, DiskDelete, DiskDetach, DiskFilling, DiskList,
-    DiskRename, DiskResize, DiskSet, DiskShow, LOCAL_INSTANCE,
+    Attachment, AttachmentState, Disk, DiskAttach, DiskDetach, DiskFilling, DiskList, DiskRename,
+    DiskResize, DiskSet, DiskShow, LOCAL_INSTANCE,
 };
 
 use crate::client::Client;
@@ -17,7 +17,7 @@ use crate::error::{Outcome, Result};
 use crate::render::{self, Columns, Fields, Heading, Output};
 use rowd_proto::size::{self, Size};
 
-use super::args::{About, Consent, protected};
+use super::args::{About, protected};
 use super::file::{ExportArgs, FileFormat};
 use super::policy;
 use super::{Context, clients, udev};
@@ -25,6 +25,7 @@ use super::{Context, clients, udev};
 pub mod back;
 mod copy;
 mod create;
+mod delete;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -64,14 +65,19 @@ it is asked for, and the rest in the background. With --full all is fetched firs
         /// Name or id
         disk: String,
     },
-    /// Delete a disk; its snapshots stay
+    /// Delete a disk, which can be brought back for a while; its snapshots stay
     #[command(
         visible_alias = "rm",
-        after_help = "Example:\n  rowctl disk delete data1 --yes
+        after_help = "Examples:
+  rowctl disk delete data1 --yes
+  rowctl disk delete data1 --now
+  rowctl disk delete data1 --dry-run
 
-The snapshots of the disk are kept and found under its id: rowctl chain list"
+It is in the trash for trash.hours of rowd.toml, 24 unless it says something else: rowctl trash list.
+The snapshots of the disk are kept and found under its id: rowctl chain list. Automatic ones go with
+it for good if that was set: rowctl disk set data1 --delete-auto-snapshot on"
     )]
-    Delete(Delete),
+    Delete(delete::Delete),
     /// Give a disk another name
     #[command(after_help = "Example:\n  rowctl disk rename data1 data2")]
     Rename {
@@ -143,17 +149,6 @@ a copy of one instant. Parts that read as zeros become holes in the file.")]
 The disk has the size of the file, or of the disk in it, rounded up to 4096. It is deleted again
 if the copy fails. The format is never guessed: without --format every byte is taken as it is.")]
     Import(Import),
-}
-
-#[derive(Args, Debug)]
-pub struct Delete {
-    /// Name or id
-    disk: String,
-    #[command(flatten)]
-    consent: Consent,
-    /// Disconnect its clients
-    #[arg(long)]
-    force: bool,
 }
 
 #[derive(Args, Debug)]
@@ -256,7 +251,7 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
         Verb::Create(args) => return create::create(args, context),
         Verb::List { policy } => list(policy.as_deref(), context)?,
         Verb::Show { disk } => print(&show(&mut context.client()?, &disk)?, context)?,
-        Verb::Delete(args) => delete(&args, context)?,
+        Verb::Delete(args) => delete::run(&args, context)?,
         Verb::Rename { disk, name } => {
             print(&context.client()?.call(&DiskRename { disk, name })?, context)?;
         }
@@ -296,22 +291,6 @@ fn list(policy: Option<&str>, context: &Context) -> Result<()> {
 
 fn print_all(disks: &[Disk], context: &Context) -> Result<()> {
     context.output.list(disks, |disk| disk.id.clone(), |output| table(disks, output))
-}
-
-fn delete(args: &Delete, context: &Context) -> Result<()> {
-    let mut client = context.client()?;
-    let disk = show(&mut client, &args.disk)?;
-    let what = format!("delete disk {} ({})", disk.name, size::human(disk.size));
-    confirm_by_name(args.consent.yes, &what, &disk.name)?;
-    client.call(&DiskDelete { disk: disk.id.clone(), force: args.force })?;
-    context.output.object(&disk, &disk.id, |_| format!("{} is deleted", disk.name))?;
-    if disk.snapshot_count > 0 {
-        context.output.remark(&format!(
-            "its {} snapshots are kept: rowctl chain show {}",
-            disk.snapshot_count, disk.id
-        ));
-    }
-    Ok(())
 }
 
 fn resize(args: Resize, context: &Context) -> Result<()> {

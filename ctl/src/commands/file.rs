@@ -182,7 +182,7 @@ fn disk_size(file: u64, asked: Option<u64>) -> Result<u64> {
 /// Deletes the disk of a failed import, by a new connection: the old one may be part of the
 /// failure.
 pub fn take_back(disk: &Disk, context: &Context, failure: Failure) -> Failure {
-    let request = DiskDelete { disk: disk.id.clone(), force: true };
+    let request = DiskDelete { disk: disk.id.clone(), force: true, now: true };
     match context.client().and_then(|mut client| client.call(&request)) {
         Ok(_) => failure.context("the import failed, and its disk is deleted again"),
         Err(_) => failure

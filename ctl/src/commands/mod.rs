@@ -29,6 +29,7 @@ pub mod snapshot;
 pub mod status;
 pub mod tag;
 pub mod top;
+pub mod trash;
 mod udev;
 pub mod usage;
 mod wait;
@@ -63,6 +64,7 @@ pub fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Instance(verb) => instance::run(verb, context),
         Command::Freeze(verb) => freeze::run(verb, context),
         Command::Policy(verb) => policy::run(verb, context),
+        Command::Trash(verb) => trash::run(verb, context),
         Command::Chain(verb) => chain::run(verb, context),
         Command::Tag(verb) => tag::run(verb, context),
         Command::Key(verb) => key::run(verb, context),

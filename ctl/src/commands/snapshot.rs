@@ -275,11 +275,9 @@ fn print_deleted(deleted: &[SnapshotDeleted], dry_run: bool, context: &Context) 
                 columns.row([name.into(), id.into(), render::bytes(one.freed_bytes)]);
             }
             let total = size::human(deleted.iter().map(|one| one.freed_bytes).sum());
-            let total = match (dry_run, deleted.len()) {
-                (true, 1) => format!("would free {total}; nothing was deleted"),
-                // Blocks that only the snapshots of this list share are in none of their numbers.
-                (true, _) => format!("would free at least {total}; nothing was deleted"),
-                (false, _) => format!("{total} will be free shortly"),
+            let total = match dry_run {
+                true => format!("would free {total}; nothing was deleted"),
+                false => format!("{total} will be free shortly"),
             };
             format!("{}\n{total}", columns.render(output))
         },

@@ -23,7 +23,7 @@ use super::instances;
 use super::resolve::{self, Object, Origin};
 use super::{
     Services, attach, copies, freezing, groups, images, keys, meters, policies, presence,
-    repo_images, repos, usage,
+    repo_images, repos, trash, usage,
 };
 
 /// Ranges in a page of a diff unless the client asks for more.
@@ -77,7 +77,7 @@ pub(super) fn call(
         Method::DiskCreate => ask.reply(disk_create),
         Method::DiskList => ask.reply(disk_list),
         Method::DiskShow => ask.reply(disk_show),
-        Method::DiskDelete => ask.reply(disk_delete),
+        Method::DiskDelete => ask.reply(trash::delete),
         Method::DiskRename => ask.reply(disk_rename),
         Method::DiskResize => ask.serve(attach::resize),
         Method::DiskReinit => ask.serve(attach::reinit),
@@ -138,6 +138,10 @@ pub(super) fn call(
         Method::PolicyCancel => ask.serve(policies::cancel),
         Method::PolicyPreview => ask.serve(policies::preview),
         Method::PolicyResume => ask.serve(policies::resume),
+        Method::TrashList => ask.reply(trash::list),
+        Method::TrashRestore => ask.reply(trash::restore),
+        Method::TrashPurge => ask.reply(trash::purge),
+        Method::DiskFreed => ask.reply(trash::freed),
         Method::ChainList => ask.reply(chain_list),
         Method::ChainShow => ask.reply(chain_show),
         Method::TagsSet => ask.reply(tags_set),
@@ -233,11 +237,6 @@ fn disk_list(engine: &Arc<Engine>, _: Actor, _: proto::DiskList) -> Result<proto
 
 fn disk_show(engine: &Arc<Engine>, _: Actor, ask: proto::DiskShow) -> Result<proto::Disk> {
     engine.disk(&resolve::disk(engine, &ask.disk)?).map(disk)
-}
-
-fn disk_delete(engine: &Arc<Engine>, by: Actor, ask: proto::DiskDelete) -> Result<proto::Done> {
-    engine.disk_delete(by, &resolve::disk(engine, &ask.disk)?, ask.force)?;
-    Ok(proto::Done {})
 }
 
 fn disk_rename(engine: &Arc<Engine>, by: Actor, ask: proto::DiskRename) -> Result<proto::Disk> {

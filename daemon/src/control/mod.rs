@@ -26,6 +26,7 @@ mod repos;
 mod resolve;
 #[cfg(test)]
 mod tests;
+mod trash;
 mod usage;
 
 use std::io;

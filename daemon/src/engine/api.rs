@@ -228,6 +228,29 @@ pub struct ClientInfo {
     pub connected_at: u64,
 }
 
+/// What deleting a disk came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Released {
+    /// When it goes for good; `None` when it is gone.
+    pub until: Option<u64>,
+    /// Automatic snapshots that went with it.
+    pub snapshots: u64,
+}
+
+/// A disk in the trash.
+#[derive(Clone, Debug)]
+pub struct TrashInfo {
+    pub id: DiskId,
+    pub name: String,
+    pub size: u64,
+    pub deleted_at: u64,
+    /// When it goes for good.
+    pub until: u64,
+    /// Bytes of blocks that only it holds.
+    pub exclusive_bytes: u64,
+    pub snapshots: u64,
+}
+
 #[derive(Clone, Debug)]
 pub struct DiskInfo {
     pub id: DiskId,

@@ -88,6 +88,7 @@ impl Engine {
             state.marked = pool.append(Kind::Mark, &[])?;
         }
         self.tell_corrupt_blocks()?;
+        self.give_up_trash()?;
         if state.chores.elapsed() > CHORES_EVERY {
             state.chores = Instant::now();
             self.chores()?;
@@ -98,6 +99,7 @@ impl Engine {
     fn chores(&self) -> Result<()> {
         self.expire()?;
         self.leave_all_due()?;
+        self.empty_trash()?;
         self.shared.pool.with_allocator(|a| a.block_growth(false));
         self.shared.pool.punch_free_segments()?;
         let budget = &self.shared.budget;

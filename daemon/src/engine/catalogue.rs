@@ -12,6 +12,7 @@ mod policy;
 mod presence;
 mod protect;
 mod record;
+mod trash;
 mod usage;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -32,6 +33,7 @@ pub use record::{
     Applied, Attachment, Cut, DiskRecord, EventRecord, GroupRecord, InstanceRecord, KeyRecord,
     Kind, MemberRecord, NewDisk, SnapshotRecord, Turn,
 };
+pub use trash::TrashRecord;
 
 /// Events kept; older ones go.
 const EVENTS_KEPT: usize = 10_000;
@@ -50,6 +52,7 @@ pub struct Catalogue {
     pub fillings: BTreeMap<DiskId, Filling>,
     pub policies: BTreeMap<PolicyId, PolicyRecord>,
     pub holds: BTreeMap<String, Hold>,
+    pub trash: BTreeMap<DiskId, TrashRecord>,
     pub events: VecDeque<EventRecord>,
     /// Oldest first.
     pub usage: VecDeque<UsageRecord>,
@@ -88,6 +91,7 @@ impl Catalogue {
                 "protect" => {
                     self.protected.extend(key.split_once('/').map(|(_, id)| id.to_owned()));
                 }
+                "trash" => self.put_trash(decode(&key, &value)?),
                 "event" => self.events.push_back(decode(&key, &value)?),
                 _ => {}
             }
@@ -166,6 +170,7 @@ impl Catalogue {
     /// Forgets the key of a family that has no disk and no snapshot left; whether it did.
     pub fn drop_unused_key(&mut self, tree: TreeId) -> bool {
         let used = self.disks.values().any(|disk| disk.tree == tree)
+            || self.trash.values().any(|one| one.disk.tree == tree)
             || self.snapshots.values().any(|snapshot| snapshot.tree == tree);
         if used || self.keys.remove(&tree).is_none() {
             return false;
@@ -254,6 +259,7 @@ impl Catalogue {
                 "hold" => self.holds.get(id).map(encode).transpose()?,
                 "usage" => self.usage_at(id).map(encode).transpose()?,
                 "protect" => self.is_protected(id).then(|| encode(&true)).transpose()?,
+                "trash" => self.trash.get(&DiskId::from(id)).map(encode).transpose()?,
                 _ => {
                     let seq: u64 = id.parse().unwrap_or(0);
                     let at = seq.checked_sub(first).and_then(|at| usize::try_from(at).ok());

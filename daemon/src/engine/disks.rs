@@ -10,6 +10,7 @@ use super::attachments::refuse_attached;
 use super::catalogue::{DiskRecord, Kind, NewDisk, Op, SnapshotRecord, Turn};
 use super::copies::Source;
 use super::names::timed_name;
+use super::trash::with;
 use super::{Engine, now};
 use crate::disk::lane::Lane;
 use crate::disk::lazy::Need;
@@ -88,11 +89,12 @@ impl Engine {
         self.disk(&id)
     }
 
-    /// Deletes a disk; its snapshots stay, except those kept for undo.
+    /// Deletes a disk for good; its snapshots stay, except those kept for undo, and automatic ones if that was set.
+    /// Returns how many of these went.
     ///
     /// # Errors
     /// `InUse` when clients are connected and `force` is not given.
-    pub fn disk_delete(&self, by: Actor, id: &DiskId, force: bool) -> Result<()> {
+    pub fn disk_delete(&self, by: Actor, id: &DiskId, force: bool) -> Result<u64> {
         let _shape = self.shape.lock();
         let record = self.record(id)?;
         self.refuse_protected(id, "deleted")?;
@@ -100,11 +102,14 @@ impl Engine {
         self.making.refuse(&record, "deleted")?;
         self.check_undo_unpinned(&record)?;
         let _alone = self.clients.exclude(id, &record.name, force)?;
+        let (snapshots, _snapshots_alone) = self.automatics_to_go(&record);
         // So that the record of the deletion says that all writes of the disk are durable: its blocks are
         // freed at once, and a tail of the journal must not ask for blocks that may be used again.
         self.shared.pool.sync()?;
-        let message = format!("disk {} deleted", record.name);
-        self.change(by, Op::DiskDelete { id: id.clone() }, message)
+        let count = snapshots.len() as u64;
+        let message = format!("disk {} deleted{}", record.name, with(count));
+        self.change(by, Op::DiskDelete { id: id.clone(), snapshots }, message)?;
+        Ok(count)
     }
 
     /// Gives a disk another name; connected clients keep their connection.

@@ -15,7 +15,7 @@ use crate::map::leaf::Leaf;
 use crate::map::lineage::{EpochSet, Lineage};
 use crate::map::tree::{Nodes, Tree};
 use crate::map::view::View;
-use crate::units::{BLOCK_SIZE, Epoch, LeafIndex, Pbn, SnapshotId, TreeId};
+use crate::units::{BLOCK_SIZE, DiskId, Epoch, LeafIndex, Pbn, SnapshotId, TreeId};
 
 /// What a deletion does to the shape of a tree.
 struct Shape {
@@ -44,12 +44,32 @@ impl Engine {
     /// # Errors
     /// There is no such snapshot, or the map cannot be read.
     pub fn freed_in_order(&self, ids: &[SnapshotId]) -> Result<Vec<u64>> {
-        let mut by_tree: BTreeMap<TreeId, BTreeMap<Epoch, usize>> = BTreeMap::new();
-        for (place, id) in ids.iter().enumerate() {
+        let nodes = ids.iter().map(|id| {
             let record = self.snapshot_record(id)?;
-            by_tree.entry(record.tree).or_default().entry(record.node).or_insert(place);
+            Ok((record.tree, record.node))
+        });
+        self.freed_of_nodes(&nodes.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// The bytes that are freed when a disk is deleted for good, with the snapshots that go with it.
+    ///
+    /// # Errors
+    /// There is no such disk, or the map cannot be read.
+    pub fn freed_with_disk(&self, id: &DiskId) -> Result<u64> {
+        // The walk over the map sees of a head what is in the store.
+        self.checkpoint()?;
+        let disk = self.record(id)?;
+        let mut nodes = vec![(disk.tree, disk.head)];
+        nodes.extend(self.goes_with(&disk).into_iter().map(|one| (one.tree, one.node)));
+        Ok(self.freed_of_nodes(&nodes)?.into_iter().sum())
+    }
+
+    fn freed_of_nodes(&self, nodes: &[(TreeId, Epoch)]) -> Result<Vec<u64>> {
+        let mut by_tree: BTreeMap<TreeId, BTreeMap<Epoch, usize>> = BTreeMap::new();
+        for (place, (tree, node)) in nodes.iter().enumerate() {
+            by_tree.entry(*tree).or_default().entry(*node).or_insert(place);
         }
-        let mut blocks = vec![0u64; ids.len()];
+        let mut blocks = vec![0u64; nodes.len()];
         for (tree, snapshots) in by_tree {
             let tree = self.tree(tree);
             refresh(&tree);

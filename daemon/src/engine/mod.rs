@@ -37,6 +37,7 @@ pub mod repos;
 mod scrub;
 mod snapshots;
 mod tail;
+mod trash;
 pub mod usage;
 mod warm;
 
@@ -89,6 +90,8 @@ pub struct Settings {
     pub quota_policies: usize,
     /// How long the state before a rollback is kept.
     pub undo_kept: Duration,
+    /// How long a deleted disk can be brought back.
+    pub trash_kept: Duration,
     /// The longest time that acknowledged writes stay without a flush.
     pub flush_every: Duration,
     pub checkpoint_every: Duration,
@@ -287,9 +290,15 @@ impl Engine {
                 }
                 catalogue.put_disk(disk);
             }
-            Op::DiskDelete { id } => {
-                self.apply_disk_delete(catalogue, &id, known(heads.first_mut())?)?;
+            Op::DiskDelete { id, snapshots } => {
+                self.apply_disk_delete(catalogue, (&id, &snapshots), known(heads.first_mut())?)?;
             }
+            Op::DiskTrash { id, until } => {
+                let head = known(heads.first_mut())?;
+                self.apply_trash(catalogue, (&id, entry.at, until), head)?;
+            }
+            Op::DiskRestore { disk } => self.apply_restore(catalogue, disk)?,
+            Op::DiskPurge { id, snapshots } => self.apply_purge(catalogue, &id, &snapshots)?,
             Op::SnapshotCreate(cut) => self.apply_cuts(catalogue, vec![cut], heads)?,
             Op::SnapshotUpdate { snapshot, .. } => catalogue.put_snapshot(snapshot),
             Op::SnapshotDelete { id, .. } => self.apply_snapshot_delete(catalogue, &id)?,
@@ -305,9 +314,6 @@ impl Engine {
             }
             Op::GroupRollback { turns, .. } => self.apply_turns(catalogue, turns, heads)?,
             Op::GroupUpdate { group, .. } => catalogue.put_group(group),
-            Op::InstanceAdd { instance } | Op::InstanceUpdate { instance, .. } => {
-                catalogue.put_instance(instance);
-            }
             Op::InstanceRemove { id, disks } => {
                 known(catalogue.remove_instance(&id))?;
                 for disk in disks {
@@ -436,7 +442,7 @@ impl Engine {
     fn apply_disk_delete(
         &self,
         catalogue: &mut Catalogue,
-        id: &DiskId,
+        (id, snapshots): (&DiskId, &[SnapshotId]),
         head: &mut State,
     ) -> Result<()> {
         let disk = known(catalogue.remove_disk(id))?;
@@ -444,21 +450,8 @@ impl Engine {
         catalogue.remove_filling(id);
         let live = known(self.disks.write().remove(id))?;
         live.view.close(head);
-        let tree = self.tree(disk.tree);
-        tree.release(disk.head);
-        let undo: Vec<SnapshotRecord> = catalogue
-            .snapshots_of(id)
-            .into_iter()
-            .filter(|s| s.kind == catalogue::Kind::Undo)
-            .cloned()
-            .collect();
-        for snapshot in undo {
-            catalogue.remove_snapshot(&snapshot.id);
-            tree.release(snapshot.node);
-        }
-        self.forget_unused_key(catalogue, disk.tree);
-        self.reclaim_wanted.raise();
-        Ok(())
+        self.tree(disk.tree).release(disk.head);
+        self.forget_with_disk(catalogue, &disk, snapshots)
     }
 
     /// Makes a disk's head usable.

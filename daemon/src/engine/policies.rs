@@ -279,7 +279,7 @@ impl Engine {
             let catalogue = self.catalogue.read();
             !catalogue.made_from(id).is_empty() || self.held(&catalogue, &snapshot).is_some()
         };
-        if snapshot.kind != Kind::Auto || in_use {
+        if snapshot.kind != Kind::Auto || in_use || self.check_no_filling(&snapshot).is_err() {
             return Ok(false);
         }
         // Held until the snapshot is gone, or a client could open it between.
@@ -317,7 +317,7 @@ impl Engine {
                 held: made.or_else(|| self.held(&catalogue, snapshot)),
             };
             let of_disk = all.entry(snapshot.disk.clone()).or_insert_with(|| KeptOfDisk {
-                name: catalogue.disks.get(&snapshot.disk).map(|disk| disk.name.clone()),
+                name: catalogue.disk_or_trash(&snapshot.disk).map(|disk| disk.name.clone()),
                 snapshots: Vec::new(),
             });
             of_disk.snapshots.push(kept);
@@ -329,6 +329,9 @@ impl Engine {
     fn held(&self, catalogue: &Catalogue, snapshot: &SnapshotRecord) -> Option<String> {
         if let Some(image) = catalogue.images_with(&snapshot.id).first() {
             return Some(format!("image {} is made of it", image.name));
+        }
+        if catalogue.is_protected(snapshot.id.as_str()) {
+            return Some("it is protected".to_owned());
         }
         if catalogue.copies.values().any(|copy| copy.snapshot == snapshot.id) {
             return Some("it is being copied".to_owned());

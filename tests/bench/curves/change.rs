@@ -65,7 +65,7 @@ fn switch_at(bench: Bench<'_>, size: u64) -> Seen {
         let from = Some(snapshot.clone());
         let clone = DiskCreate { name: name.clone(), from, ..DiskCreate::default() };
         clones.push(ms(daemon.control.timed(&clone).1));
-        daemon.control.call(&DiskDelete { disk: name, force: true });
+        daemon.control.call(&DiskDelete { disk: name, force: true, now: true });
     }
     daemon.note_memory();
     Seen { size, rollbacks, clones }

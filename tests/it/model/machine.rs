@@ -54,6 +54,7 @@ pub fn settings(dir: &std::path::Path) -> Settings {
         quota_manual: QUOTA,
         quota_auto: 4,
         quota_policies: 4,
+        trash_kept: std::time::Duration::ZERO,
         undo_kept: Duration::from_secs(86_400),
         flush_every: Duration::from_secs(1),
         checkpoint_every: Duration::from_secs(5),

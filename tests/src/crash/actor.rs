@@ -300,7 +300,7 @@ impl Actor<'_> {
 
     fn delete_clone(&mut self) -> Result<(), CutOff> {
         let Some(name) = self.pick_disk(|name| name.starts_with("clone")) else { return Ok(()) };
-        let params = DiskDelete { disk: name.clone(), force: true };
+        let params = DiskDelete { disk: name.clone(), force: true, now: true };
         let disk = self.world.disks[&name].id.clone();
         let undo = self.world.snapshots.iter().filter(|(_, s)| s.undo && s.disk_id == disk);
         if undo.into_iter().any(|(id, _)| self.world.pinned(id)) {

@@ -54,9 +54,12 @@ pub(super) fn import(args: Import, client: &mut Client, context: &Context) -> Re
         Ok(image) => image,
         Err(failure) => return Err(file::take_back(&disk, context, failure)),
     };
-    context.client()?.call(&DiskDelete { disk: disk.id, force: true }).map_err(|failure| {
-        failure.context(format!("image {} is made, but not rid of disk {}", image.name, disk.name))
-    })?;
+    context.client()?.call(&DiskDelete { disk: disk.id, force: true, now: true }).map_err(
+        |failure| {
+            failure
+                .context(format!("image {} is made, but not rid of disk {}", image.name, disk.name))
+        },
+    )?;
     // Its snapshot is called differently now that the disk is gone.
     super::print(&super::show(client, image.id)?, context)
 }

@@ -183,7 +183,7 @@ fn make(
 /// Deletes disks of an image that is not made whole.
 fn take_back(client: &mut Client, made: &[Disk]) -> Result<()> {
     for disk in made {
-        let request = DiskDelete { disk: disk.id.clone(), force: false };
+        let request = DiskDelete { disk: disk.id.clone(), force: false, now: true };
         match client.call(&request) {
             // One whose filling failed is gone already.
             Err(failure) if failure.kind() == Some(ErrorKind::NotFound) => {}

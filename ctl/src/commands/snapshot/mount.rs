@@ -243,7 +243,7 @@ fn remove_clone(client: &mut Client, clone: &Disk) -> Result<()> {
         Err(Failure::Told(body)) if body.kind == ErrorKind::WrongState => {}
         other => drop(other?),
     }
-    client.call(&DiskDelete { disk: clone.id.clone(), force: false })?;
+    client.call(&DiskDelete { disk: clone.id.clone(), force: false, now: true })?;
     Ok(())
 }
 

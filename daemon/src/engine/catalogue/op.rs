@@ -37,6 +37,10 @@ impl Catalogue {
                 self.set_protected(&object, on);
                 Ok(())
             }
+            Op::InstanceAdd { instance } | Op::InstanceUpdate { instance, .. } => {
+                self.put_instance(instance);
+                Ok(())
+            }
             op => self.apply_vault(op),
         }
     }
@@ -69,9 +73,26 @@ pub enum Op {
         disk: DiskRecord,
         kind: String,
     },
-    /// The disk goes, with its undo snapshots; its other snapshots stay.
+    /// The disk goes, with its undo snapshots and those that are named; its other snapshots stay.
     DiskDelete {
         id: DiskId,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        snapshots: Vec<SnapshotId>,
+    },
+    /// The disk goes, and can be brought back for a time.
+    DiskTrash {
+        id: DiskId,
+        until: u64,
+    },
+    /// It comes back, with a new head below the one it had.
+    DiskRestore {
+        disk: NewDisk,
+    },
+    /// It is gone for good, with its undo snapshots and those that are named.
+    DiskPurge {
+        id: DiskId,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        snapshots: Vec<SnapshotId>,
     },
     SnapshotCreate(Cut),
     SnapshotUpdate {
@@ -235,7 +256,10 @@ impl Op {
         match self {
             Op::DiskCreate(new) => ("disk.create", new.disk.id.as_str()),
             Op::DiskUpdate { disk, kind } => (kind, disk.id.as_str()),
-            Op::DiskDelete { id } => ("disk.delete", id.as_str()),
+            Op::DiskDelete { id, .. } => ("disk.delete", id.as_str()),
+            Op::DiskTrash { id, .. } => ("disk.trash", id.as_str()),
+            Op::DiskRestore { disk } => ("disk.restore", disk.disk.id.as_str()),
+            Op::DiskPurge { id, .. } => ("disk.purge", id.as_str()),
             Op::SnapshotCreate(cut) => ("snapshot.create", cut.snapshot.id.as_str()),
             Op::SnapshotUpdate { snapshot, kind } => (kind, snapshot.id.as_str()),
             Op::SnapshotDelete { id, kind } => (kind, id.as_str()),
@@ -276,7 +300,7 @@ impl Op {
     #[must_use]
     pub fn heads(&self) -> Vec<&DiskId> {
         match self {
-            Op::DiskDelete { id } => vec![id],
+            Op::DiskDelete { id, .. } | Op::DiskTrash { id, .. } => vec![id],
             Op::SnapshotCreate(cut) => vec![&cut.snapshot.disk],
             Op::Rollback { turn, .. } => vec![&turn.disk],
             Op::GroupCreate { cuts, .. } | Op::ImageCreate { cuts, .. } => {
