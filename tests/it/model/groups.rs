@@ -69,6 +69,8 @@ impl Machine {
         match self.engine().group_create(BY, spec) {
             Err(error) if error.kind() == ErrorKind::WrongState && lacks => Ok(()),
             Err(error) if error.kind() == ErrorKind::Quota && full => Ok(()),
+            // Another disk of the group may be refused first.
+            Err(error) if error.kind() == ErrorKind::StillCopying && waits && lacks => Ok(()),
             other if lacks => Err(format!("a group with what is not here: {other:?}")),
             Ok(_) if full => Err("the quota is not kept by a group".to_owned()),
             Ok(_) if waits => Err("a group beside a snapshot that cannot be used yet".to_owned()),
