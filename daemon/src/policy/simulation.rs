@@ -179,9 +179,9 @@ impl Dice {
 /// How long the daemon is away before it looks again, once a slot has come.
 fn absence(dice: &mut Dice) -> u64 {
     match dice.below(1000) {
-        0..=2 => 3 * 86_400 + dice.below(30 * 86_400),
-        3..=12 => dice.below(86_400),
-        13..=40 => dice.below(2 * ON_TIME),
+        0 => 3 * 86_400 + dice.below(30 * 86_400),
+        1..=10 => dice.below(86_400),
+        11..=40 => dice.below(2 * ON_TIME),
         _ => dice.below(20),
     }
 }
@@ -278,12 +278,16 @@ fn live(
 ) {
     let table = Timetable::new(schedule, name).unwrap();
     let mut life = Life { made: Vec::new(), there: Vec::new(), keep, counts, zone: name };
-    let (mut handled, mut at) = (seconds(BEGIN) - 1, 0);
+    let (mut handled, mut at) = (seconds(BEGIN) - 1, 0usize);
     let (mut runs, mut told, mut late) = (BTreeSet::new(), 0, 0);
     let end = *slots.last().unwrap();
     let mut looks = 0;
     while handled < end {
         let now = slots[at] + absence(dice);
+        if now > end {
+            // What follows is not on the list.
+            break;
+        }
         let found = due(&table, catch_up, handled, now);
         let passed = slots[at..].iter().take_while(|slot| **slot <= now).count();
         let missed = found.missed.map_or(0, |missed| missed.count);
@@ -311,13 +315,10 @@ fn live(
             let there: BTreeSet<u64> = life.there.iter().map(|one| one.created_at).collect();
             assert_eq!(there, life.wanted(now, quota), "{name} {schedule:?} {keep:?} at {now}");
         }
-        if now > end {
-            break;
-        }
     }
     let runs = u64::try_from(runs.len()).unwrap();
     assert_eq!(runs - late + told, u64::try_from(at).unwrap(), "{name} {schedule:?}");
-    assert!(runs > told, "the daemon was away for most of the time");
+    assert!(runs * 4 > told, "the daemon was away for most of the time: {runs} runs, {told} told");
     assert!(told > 0 || slots.len() < 1000, "the daemon was never away");
     assert!(life.there.len() <= quota);
 }
