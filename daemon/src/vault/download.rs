@@ -112,13 +112,12 @@ fn fetch(
         while next < table.chunks.len() && under_way.len() < PARALLEL {
             let (store, pacer, seal) = (store.clone(), Arc::clone(&pacer), seal.clone());
             let (index, chunk) = (next, table.chunks[next].clone());
-            let handle = work.vault.handle.clone();
+            let own = work.clone();
             let get = move || {
                 let key = chunk.key();
-                let bytes = handle.block_on(async {
-                    pacer.pass(chunk.stored as usize).await;
-                    store.get(&key, OBJECT_MAX).await.map_err(|error| missing(&key, error))
-                })?;
+                own.turn(&pacer, chunk.stored as usize)?;
+                let bytes = own.vault.attend(store.get(&key, OBJECT_MAX));
+                let bytes = bytes.map_err(|error| missing(&key, error))?;
                 Ok((index, chunk.raw, read(&chunk, &bytes, &seal)?))
             };
             under_way.spawn_blocking_on(get, &work.vault.handle);

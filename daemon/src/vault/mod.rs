@@ -32,9 +32,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::engine::api::Actor;
 use crate::engine::copies::CopyRecord;
@@ -98,6 +98,9 @@ pub struct Vault {
     pacers: Mutex<HashMap<RepoId, Arc<Pacer>>>,
     /// What disks that are used while they are filled wait for.
     fetching: Fetching,
+    /// Whether everything ends, and who waits for a store on a thread that may block.
+    ended: watch::Sender<bool>,
+    attended: RwLock<()>,
 }
 
 impl Vault {
@@ -127,6 +130,8 @@ impl Vault {
             jobs: Mutex::default(),
             pacers: Mutex::default(),
             fetching: Fetching::default(),
+            ended: watch::Sender::new(false),
+            attended: RwLock::default(),
         }))
     }
 
@@ -143,6 +148,9 @@ impl Vault {
 
     /// Ends everything else.
     pub fn end(&self) {
+        self.ended.send_replace(true);
+        // A thread that still waited for the runtime when that goes would panic.
+        drop(self.attended.write());
         if let Some(runtime) = self.runtime.lock().take() {
             runtime.shutdown_timeout(DRAIN_LIMIT);
         }
@@ -233,14 +241,29 @@ impl Vault {
 
     /// Waits for an answer of a repository, not for ever.
     fn wait<T>(&self, name: &str, answer: impl Future<Output = Result<T>>) -> Result<T> {
-        if self.runtime.lock().is_none() {
-            return Err(Error::new(ErrorKind::ShuttingDown, "the daemon is going down"));
+        self.attend(async {
+            tokio::time::timeout(ANSWER_LIMIT, answer).await.unwrap_or_else(|_| {
+                let limit = ANSWER_LIMIT.as_secs();
+                let message = format!("repository {name} did not answer within {limit} s");
+                Err(Error::new(ErrorKind::TimedOut, message).hint("see the daemon's log"))
+            })
+        })
+    }
+
+    /// Waits for something on a thread that may block, until everything ends.
+    fn attend<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let _attended = self.attended.read();
+        let mut ended = self.ended.subscribe();
+        let going_down = || Error::new(ErrorKind::ShuttingDown, "the daemon is going down");
+        if *ended.borrow() {
+            return Err(going_down());
         }
-        let limited = async { tokio::time::timeout(ANSWER_LIMIT, answer).await };
-        self.handle.block_on(limited).unwrap_or_else(|_| {
-            let limit = ANSWER_LIMIT.as_secs();
-            let message = format!("repository {name} did not answer within {limit} s");
-            Err(Error::new(ErrorKind::TimedOut, message).hint("see the daemon's log"))
+        self.handle.block_on(async {
+            tokio::select! {
+                biased;
+                _ = ended.wait_for(|ended| *ended) => Err(going_down()),
+                done = work => done,
+            }
         })
     }
 }

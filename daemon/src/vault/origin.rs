@@ -199,7 +199,7 @@ impl CopyOrigin {
         drop(state);
         let origin = Arc::clone(self);
         vault.handle.clone().spawn_blocking(move || {
-            let read = vault.handle.block_on(within(origin.read_index(&vault)));
+            let read = vault.attend(within(origin.read_index(&vault)));
             let read = read.map(|known| drop(origin.known.set(known)));
             origin.note(&vault, read.as_ref().err());
             let waiting = origin.state.lock().indexing.take().unwrap_or_default();
@@ -293,7 +293,7 @@ impl CopyOrigin {
         if let Some((_, error)) = failed.filter(|(at, _)| *at > asked) {
             return Err(error);
         }
-        let got = vault.handle.block_on(within(self.get_now(vault, chunk)));
+        let got = vault.attend(within(self.get_now(vault, chunk)));
         self.note(vault, got.as_ref().err());
         got
     }

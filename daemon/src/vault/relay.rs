@@ -274,18 +274,15 @@ impl Way<'_> {
         let (from_store, from_pacer) = (self.source.store.clone(), Arc::clone(&self.source.pacer));
         let (to_store, to_pacer) = (self.target.store.clone(), Arc::clone(&self.target.pacer));
         let (chunk, seal) = (chunk.clone(), self.seal.clone());
-        let handle = self.work.vault.handle.clone();
+        let work = self.work.clone();
         let move_it = move || {
             let key = chunk.key();
-            let bytes = handle.block_on(async {
-                from_pacer.pass(chunk.stored as usize).await;
-                from_store.get(&key, OBJECT_MAX).await.map_err(|error| missing(&key, error))
-            })?;
+            work.turn(&from_pacer, chunk.stored as usize)?;
+            let bytes = work.vault.attend(from_store.get(&key, OBJECT_MAX));
+            let bytes = bytes.map_err(|error| missing(&key, error))?;
             check(&chunk, &bytes, &seal)?;
-            handle.block_on(async {
-                to_pacer.pass(bytes.len()).await;
-                to_store.put(&to, bytes).await
-            })?;
+            work.turn(&to_pacer, bytes.len())?;
+            work.vault.attend(to_store.put(&to, bytes))?;
             Ok(chunk.raw)
         };
         under_way.spawn_blocking_on(move_it, &self.work.vault.handle);

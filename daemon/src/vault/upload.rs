@@ -177,15 +177,14 @@ impl Sender<'_> {
         self.chunks.push(None);
         let (store, pacer, id) = (self.store.clone(), Arc::clone(&self.pacer), self.id.clone());
         let (there, seal) = (Arc::clone(&self.there), self.seal.clone());
-        let handle = self.work.vault.handle.clone();
+        let work = self.work.clone();
         let send = move || {
             let (chunk, bytes) = pack(&id, &blocks, &seal)?;
             let key = chunk.key();
             if !there.contains(&key) {
-                handle.block_on(async {
-                    pacer.pass(bytes.len()).await;
-                    store.put(&key, bytes).await
-                })?;
+                // What waits for its turn is given up with the copy; what is being written is waited for.
+                work.turn(&pacer, bytes.len())?;
+                work.vault.attend(store.put(&key, bytes))?;
             }
             Ok((index, chunk))
         };

@@ -23,7 +23,7 @@ const NOTICED: Duration = Duration::from_millis(50);
 const NICE: i32 = 10;
 
 /// One piece of work.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Work {
     pub vault: Arc<Vault>,
     pub job: Arc<Job>,
@@ -41,6 +41,17 @@ impl Work {
                 error = self.interrupted() => Err(error),
                 done = work => done,
             }
+        })
+    }
+
+    /// Waits until so many bytes may pass.
+    ///
+    /// # Errors
+    /// As [`Work::check`].
+    pub fn turn(&self, pacer: &Pacer, bytes: usize) -> Result<()> {
+        self.wait(async {
+            pacer.pass(bytes).await;
+            Ok(())
         })
     }
 
