@@ -19,7 +19,7 @@ use crate::units::CopyId;
 pub(super) const UPLOAD: &str = "copy";
 /// How often somebody looks whether there is something to do that nobody has told.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A delete that failed is tried again so many looks later.
+/// A delete that failed is tried again so many looks later, and at the first one.
 const RETRY_LOOKS: u32 = 60;
 
 impl Vault {
@@ -41,8 +41,9 @@ impl Vault {
                 let Some(vault) = weak.upgrade().filter(|vault| !vault.is_closing()) else {
                     return;
                 };
-                looks = looks.wrapping_add(1);
+                // After a start too: what was in the way may have gone.
                 let again = looks.is_multiple_of(RETRY_LOOKS);
+                looks = looks.wrapping_add(1);
                 let looked = tokio::task::spawn_blocking(move || vault.look(again)).await;
                 match looked {
                     Ok(Ok(())) => {}
