@@ -10,8 +10,6 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::Config;
 use crate::engine::check::check;
@@ -66,7 +64,11 @@ const EXAMPLES: &str = "Examples:
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    begin_log(filter);
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(wants_colours())
+        .with_writer(std::io::stderr)
+        .init();
     abort_on_panic();
     match run(&cli) {
         Ok(code) => code,
@@ -78,29 +80,6 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit_code(error.kind()))
         }
     }
-}
-
-/// To the journal with its fields where the standard error goes there; else as text to the standard error.
-fn begin_log(filter: EnvFilter) {
-    let registry = tracing_subscriber::registry().with(filter);
-    let journal = journal_is_stderr().then(tracing_journald::layer);
-    match journal {
-        Some(Ok(layer)) => {
-            let layer = layer.with_field_prefix(Some("ROWD".to_owned()));
-            registry.with(layer.with_syslog_identifier("rowd".to_owned())).init();
-        }
-        Some(Err(_)) | None => {
-            let text = tracing_subscriber::fmt::layer();
-            registry.with(text.with_ansi(wants_colours()).with_writer(std::io::stderr)).init();
-        }
-    }
-}
-
-/// Whether the service manager has connected the standard error to the journal (`$JOURNAL_STREAM`, systemd.exec(5)).
-fn journal_is_stderr() -> bool {
-    let told = std::env::var("JOURNAL_STREAM").ok();
-    let stderr = nix::sys::stat::fstat(std::io::stderr());
-    matches!((told, stderr), (Some(told), Ok(stat)) if told == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 /// Colours are for terminals, and for people who did not ask to be spared them.
