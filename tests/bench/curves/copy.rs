@@ -1,7 +1,8 @@
 //! Copies to an S3 server on this machine: what they send, how fast, and what clients feel of it.
 //!
 //! Invariants: the server is the same for copies and for the plain upload they are compared with, and so are
-//! client library, size of the objects, how many are on the way, and the bytes: none of them compress.
+//! client library, size of the objects, how many are on the way, and the bytes: none of them compress. (Those of the
+//! second copy do: its blocks are much alike. What is judged there is counted before compression.)
 //! Absent: stores that are far away, where the network decides.
 
 use std::path::Path;
