@@ -176,8 +176,14 @@ type Head<'a> = RwLockWriteGuard<'a, State>;
 /// Seconds since 1970.
 #[must_use]
 pub fn now() -> u64 {
+    time_of_day(faults::clock())
+}
+
+/// Seconds since 1970 on a clock that a test has moved.
+#[must_use]
+pub fn time_of_day(shift: faults::ClockShift) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    now.saturating_add_signed(faults::clock().wall)
+    now.saturating_add_signed(shift.wall)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -20,7 +20,7 @@ use crate::engine::api::policy::{
     Automatic, AutomaticSpec, CLOCK, Keep, KeptOfDisk, LastRun, PolicyInfo, Schedule,
 };
 use crate::engine::api::{Actor, Consistency};
-use crate::engine::{Engine, now};
+use crate::engine::{Engine, now, time_of_day};
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
 use crate::freeze::{Freezer, Options};
@@ -137,7 +137,8 @@ impl Policies {
                 (std::mem::take(&mut wake.changed), std::mem::take(&mut wake.trust))
             };
             if trust {
-                state.clock.trust(now(), steady());
+                let (wall, steady) = clocks();
+                state.clock.trust(wall, steady);
                 state.jumped = false;
                 state.next_prune = state.next_prune.max(1);
             }
@@ -154,10 +155,10 @@ impl Policies {
     }
 
     fn round(&self, state: &mut State) -> Result<()> {
-        if !self.clock_is_right(state)? {
+        let (at, steady) = clocks();
+        if !self.clock_is_right(at, steady, state)? {
             return Ok(());
         }
-        let at = now();
         let mut ran = false;
         if at >= state.next_look {
             let policies = self.engine.policies();
@@ -174,10 +175,11 @@ impl Policies {
         Ok(())
     }
 
-    /// Whether the clock can be trusted. If not, everything is held; if it can be again, no longer.
-    fn clock_is_right(&self, state: &mut State) -> Result<bool> {
-        let at = now();
-        let mut jump = state.clock.watch(at, steady());
+    /// Whether the clock, which says `at`, can be trusted. If not, everything is held; if it can be again, no longer.
+    ///
+    /// What follows goes by the same `at`: the clock may be set while it is looked at.
+    fn clock_is_right(&self, at: u64, steady: Duration, state: &mut State) -> Result<bool> {
+        let mut jump = state.clock.watch(at, steady);
         if jump.is_none() && (state.jumped || state.next_prune == 0) {
             // Once after the start, and until it is over.
             let all = self.engine.automatics();
@@ -410,13 +412,14 @@ impl Policies {
 
 impl State {
     fn new() -> State {
+        let (wall, steady) = clocks();
         State {
-            clock: Clock::new(now(), steady()),
+            clock: Clock::new(wall, steady),
             jumped: false,
             tables: HashMap::new(),
             next_look: 0,
             next_prune: 0,
-            begun: now(),
+            begun: wall,
         }
     }
 
@@ -457,8 +460,9 @@ fn automatic(policy: &PolicyInfo, table: &Timetable, slot: u64, disk: &DiskId) -
     }
 }
 
-/// The time of a clock that nobody sets and that does not stand still.
-fn steady() -> Duration {
+/// The time of day and that of a clock that nobody sets and that does not stand still, of one moment.
+fn clocks() -> (u64, Duration) {
+    let shift = faults::clock();
     let since = nix::time::clock_gettime(STEADY).map_or(Duration::ZERO, Duration::from);
-    since + Duration::from_secs(faults::clock().steady)
+    (time_of_day(shift), since + Duration::from_secs(shift.steady))
 }
