@@ -38,6 +38,11 @@ pub const VAULT_FAIL_POINTS: &[&str] = &[
     "life.copied",
     "life.left",
     "life.deleted",
+    "return.journaled",
+    "return.step",
+    "return.cleared",
+    "return.ready",
+    "return.abandoned",
 ];
 
 /// Seconds by which the clocks of this process differ from those of the host.

@@ -114,12 +114,12 @@ pub struct DiskSet {
     pub protected: Option<bool>,
 }
 
-/// Returns a disk to a snapshot of its chain. The state before is kept as an undo snapshot.
+/// Returns a disk to a snapshot of its chain, or to a copy of itself. The state before is kept as an undo snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskRollback {
     pub disk: String,
-    /// An id, `disk@snapshot`, or the name of a snapshot of this disk.
+    /// An id, `disk@snapshot`, the name of a snapshot of this disk, or the id of a copy in a repository.
     pub snapshot: String,
     /// Disconnect its clients first.
     #[serde(default)]
@@ -131,7 +131,7 @@ pub struct DiskRollback {
 #[serde(deny_unknown_fields)]
 pub struct DiskUndo {
     pub disk: String,
-    /// Disconnect its clients first.
+    /// Disconnect its clients first; drop its present state if that is not complete and cannot be kept.
     #[serde(default)]
     pub force: bool,
 }
@@ -290,9 +290,9 @@ pub struct RolledBack {
     pub to: Option<String>,
     /// The same as `disk@snapshot`.
     pub to_name: Option<String>,
-    /// The snapshot that holds the state before.
-    pub undo: String,
-    pub undo_name: String,
+    /// The snapshot that holds the state before; absent when that was not complete and could not be kept.
+    pub undo: Option<String>,
+    pub undo_name: Option<String>,
     /// Clients that were disconnected because of `force`.
     pub disconnected: Vec<Client>,
     /// The disk is larger than the snapshot was: its file system has to be extended again.

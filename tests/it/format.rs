@@ -11,7 +11,9 @@ use rowd::engine::Engine;
 use rowd::map::reclaim::Step;
 use rowd::pool::crc32c;
 use rowd::pool::journal::{HEADER_BYTES, Kind, MAX_RECORD, MIN_BYTES};
-use rowd::pool::superblock::{JOURNAL_START, LAZY_VERSION, MAGIC, SEALED_VERSION, VERSION};
+use rowd::pool::superblock::{
+    JOURNAL_START, LAZY_VERSION, MAGIC, RETURN_VERSION, SEALED_VERSION, VERSION,
+};
 use rowd::units::{BLOCK_BYTES, BLOCK_SIZE, LEAF_BLOCKS};
 
 use crate::model::machine::{POOL_BLOCKS, SEGMENT_BLOCKS, settings};
@@ -80,7 +82,9 @@ fn the_numbers_of_the_document_are_those_of_the_code() {
     let text = document();
     let mib = |bytes: u64| bytes >> 20;
     let mut said = vec![
-        format!("# Bytes on disk, formats {VERSION}, {SEALED_VERSION} and {LAZY_VERSION}\n"),
+        format!(
+            "# Bytes on disk, formats {VERSION}, {SEALED_VERSION}, {LAZY_VERSION} and {RETURN_VERSION}\n"
+        ),
         format!("| `{}` |", String::from_utf8_lossy(&MAGIC)),
         format!("A *block* is {BLOCK_SIZE} bytes"),
         format!("| {} MiB | `journal_bytes` | journal ring |", mib(JOURNAL_START)),

@@ -531,7 +531,7 @@ fn an_image_keeps_the_state_before_a_rollback_beyond_its_time() {
     let engine = Engine::open(settings).unwrap();
     let spec = DiskSpec { name: "vm".to_owned(), size: Some(1 << 20), ..DiskSpec::default() };
     let disk = engine.disk_create(BY, spec).unwrap().id;
-    let system = engine.disk_reinit(BY, &disk, false).unwrap().undo;
+    let system = engine.disk_reinit(BY, &disk, false).unwrap().undo.unwrap().id;
     let spec = ImageSpec {
         name: "before".to_owned(),
         description: String::new(),
@@ -541,7 +541,7 @@ fn an_image_keeps_the_state_before_a_rollback_beyond_its_time() {
         tags: Tags::new(),
     };
     let image = engine.image_create(BY, spec).unwrap().id;
-    let other = engine.disk_reinit(BY, &disk, false).unwrap().undo;
+    let other = engine.disk_reinit(BY, &disk, false).unwrap().undo.unwrap().id;
     wait::until("the end of the other", || engine.snapshot(&other).is_err().then_some(()));
     assert!(engine.snapshot(&system).is_ok());
     engine.image_delete(BY, &image, false, false).unwrap();

@@ -14,6 +14,7 @@ pub mod machine;
 pub mod op;
 mod power;
 mod reference;
+mod returning;
 mod threads;
 
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};

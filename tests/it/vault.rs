@@ -15,6 +15,7 @@ mod life;
 mod proxy;
 mod relay;
 mod repos;
+mod returning;
 mod server;
 mod trouble;
 mod two;

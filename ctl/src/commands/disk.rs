@@ -111,9 +111,11 @@ Its policy is set with: rowctl policy apply, rowctl policy cancel")]
     #[command(after_help = "Examples:
   rowctl disk rollback data1 before-upgrade
   rowctl disk rollback data1 data1@before-upgrade --yes --force
+  rowctl disk rollback data1 monthly --full    waits until all is fetched from the repository
   rowctl disk rollback --undo data1            takes the last rollback back
 
-Newer snapshots stay. With --force connected clients are disconnected.")]
+Newer snapshots stay. With --force connected clients are disconnected. A snapshot that is only in a
+repository, or a copy of the disk (c-...), is fetched while the disk is used, and only what differs.")]
     Rollback(back::Rollback),
     /// Make a kernel device, /dev/nbdN, of a disk
     #[command(after_help = "Examples:
@@ -267,7 +269,7 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
                 DiskSet { disk, description, read_only, instance, delete_auto_snapshot, protected };
             print(&context.client()?.call(&request)?, context)?;
         }
-        Verb::Rollback(args) => back::rollback(args, context)?,
+        Verb::Rollback(args) => return back::rollback(args, context),
         Verb::Attach(Attach { disk, device, read_only }) => {
             let disk = context.client()?.call(&DiskAttach { disk, device, read_only })?;
             udev::wait_for_names(&disk.name);

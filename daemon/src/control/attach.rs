@@ -11,7 +11,8 @@ use super::resolve;
 use crate::attach::Wish;
 use crate::engine::RETURNED;
 use crate::engine::api::Actor;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
+use crate::units::CopyId;
 
 pub(super) fn attach(
     services: &Services,
@@ -51,7 +52,7 @@ pub(super) fn reinit(
     let Services { engine, attach, .. } = services;
     let id = resolve::disk(engine, &ask.disk)?;
     // Before anything happens to its device.
-    engine.refuse_protected(&id, RETURNED)?;
+    engine.refuse_return(&id)?;
     let change = || engine.disk_reinit(by, &id, ask.force);
     let done = attach.around(by, std::slice::from_ref(&id), ask.force, change)?;
     rolled_back(engine, &id, done)
@@ -62,13 +63,25 @@ pub(super) fn rollback(
     by: Actor,
     ask: proto::DiskRollback,
 ) -> Result<proto::RolledBack> {
-    let Services { engine, attach, .. } = services;
+    let Services { engine, attach, vault, .. } = services;
     let id = resolve::disk(engine, &ask.disk)?;
-    let to = resolve::snapshot_of(engine, &id, &ask.snapshot)?;
-    engine.refuse_protected(&id, RETURNED)?;
-    let change = || engine.disk_rollback(by, &id, &to, ask.force);
+    let to = match resolve::snapshot_of(engine, &id, &ask.snapshot) {
+        Err(error) if error.kind() == ErrorKind::NotFound && is_copy(&ask.snapshot) => None,
+        found => Some(found?),
+    };
+    engine.refuse_return(&id)?;
+    // Before anything happens to its device: a repository may take its time.
+    let way = match &to {
+        Some(to) => vault.way_back(&id, to)?,
+        None => vault.way_back_to_copy(&id, &ask.snapshot)?,
+    };
+    let change = || vault.go_back(by, &id, way, ask.force);
     let done = attach.around(by, std::slice::from_ref(&id), ask.force, change)?;
     rolled_back(engine, &id, done)
+}
+
+fn is_copy(name: &str) -> bool {
+    name.starts_with(CopyId::PREFIX)
 }
 
 pub(super) fn undo(

@@ -107,17 +107,21 @@ pub(super) fn rolled_back(
     id: &DiskId,
     done: Rollback,
 ) -> Result<proto::RolledBack> {
-    // The engine names the undo snapshot itself when the disk went back to nothing.
-    let to = Some(done.to).filter(|to| *to != done.undo);
-    let to_name = to.as_ref().map(|to| engine.snapshot_full_name(to)).transpose()?;
+    let Rollback { undo, to, disconnected, grown_since } = done;
+    let to_name = match to.as_ref().map(|to| engine.snapshot_full_name(to)) {
+        // A copy may be all there is of it.
+        Some(Err(error)) if error.kind() == ErrorKind::NotFound => None,
+        found => found.transpose()?,
+    };
+    let (undo, undo_name) = undo.map(|undo| (undo.id.to_string(), undo.name)).unzip();
     Ok(proto::RolledBack {
         disk: engine.disk(id).map(disk)?,
         to: to.map(|to| to.to_string()),
         to_name,
-        undo: done.undo.to_string(),
-        undo_name: done.undo_name,
-        disconnected: done.disconnected.into_iter().map(client).collect(),
-        grown_since: done.grown_since,
+        undo,
+        undo_name,
+        disconnected: disconnected.into_iter().map(client).collect(),
+        grown_since,
     })
 }
 

@@ -11,7 +11,6 @@ use rowd_proto::Time;
 use super::convert::{rolled_back, snapshot};
 use super::{Services, presence, resolve};
 use crate::engine::Engine;
-use crate::engine::RETURNED;
 use crate::engine::api::{
     Actor, GroupChange, GroupInfo, GroupReturn, GroupSpec, MemberInfo, MemberRollback,
 };
@@ -75,7 +74,7 @@ pub(super) fn rollback(
     let disks = members_of(engine, &members, &ask.disks)?;
     let all = || members.members.iter().map(|member| member.disk_id.clone()).collect();
     let concerned: Vec<DiskId> = if disks.is_empty() { all() } else { disks.clone() };
-    concerned.iter().try_for_each(|id| engine.refuse_protected(id, RETURNED))?;
+    concerned.iter().try_for_each(|id| engine.refuse_return(id))?;
     let how = GroupReturn { disks, force: ask.force, group_first: ask.group_first };
     let change = || engine.group_rollback(by, &id, how);
     let done = attach.around(by, &concerned, ask.force, change)?;

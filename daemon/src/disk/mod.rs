@@ -9,6 +9,7 @@ pub mod lane;
 pub mod lazy;
 pub mod meter;
 pub mod read;
+mod returning;
 pub mod write;
 
 use std::fmt;

@@ -384,13 +384,20 @@ pub struct ChainInfo {
     pub snapshots: Vec<SnapshotInfo>,
 }
 
+/// What `disk rollback --undo` returns to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undo {
+    pub id: SnapshotId,
+    pub name: String,
+}
+
 /// What `disk rollback` did.
 #[derive(Clone, Debug)]
 pub struct Rollback {
-    /// The snapshot that holds the state before; `disk rollback --undo` returns to it.
-    pub undo: SnapshotId,
-    pub undo_name: String,
-    pub to: SnapshotId,
+    /// The snapshot that holds the state before; nothing where that was not complete and could not be kept.
+    pub undo: Option<Undo>,
+    /// Nothing: the disk is empty.
+    pub to: Option<SnapshotId>,
     /// Clients that were disconnected because of `force`.
     pub disconnected: Vec<ClientInfo>,
     /// The disk is larger than the snapshot: its file system has to be extended again.

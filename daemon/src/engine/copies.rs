@@ -72,6 +72,9 @@ pub struct Filling {
     /// The disk is used while it is filled: what it lacks is fetched when it is asked for.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lazy: bool,
+    /// The disk returned to the copy: what changed after this epoch has to become holes before anybody uses it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clear: Option<Epoch>,
 }
 
 /// A copy to fill a disk from.
@@ -95,7 +98,7 @@ pub struct Base {
 impl Source {
     pub(super) fn of(self, disk: &DiskId) -> Filling {
         let Source { repo, copy, snapshot, lazy } = self;
-        Filling { disk: disk.clone(), repo, copy, snapshot, lazy }
+        Filling { disk: disk.clone(), repo, copy, snapshot, lazy, clear: None }
     }
 }
 
@@ -278,26 +281,29 @@ impl Engine {
         self.disk_made(by, spec, Some(source))
     }
 
-    /// A disk that is being filled, to write to.
+    /// A disk that is being filled so, to write to.
     ///
     /// # Errors
-    /// It has been deleted, or is filled.
-    pub fn fill_target(&self, id: &DiskId) -> Result<Arc<Disk>> {
-        if self.catalogue.read().fillings.contains_key(id) {
+    /// It has been deleted, is filled, or is something else by now.
+    pub fn fill_target(&self, filling: &Filling) -> Result<Arc<Disk>> {
+        let id = &filling.disk;
+        if self.catalogue.read().fillings.get(id) == Some(filling) {
             return self.live(id);
         }
-        Err(Error::new(ErrorKind::Cancelled, format!("disk {id} was deleted")))
+        let message = format!("disk {id} is no longer filled from copy {}", filling.copy);
+        Err(Error::new(ErrorKind::Cancelled, message))
     }
 
     /// A disk has all its contents, durably, and can be used.
     ///
     /// # Errors
-    /// It has been deleted; the pool has stopped.
-    pub fn fill_end(&self, id: &DiskId) -> Result<()> {
+    /// As [`Engine::fill_target`]; the pool has stopped.
+    pub fn fill_end(&self, filling: &Filling) -> Result<()> {
         self.shared.pool.sync()?;
         let _shape = self.shape.lock();
-        let disk = self.record(id)?;
-        let message = format!("disk {} has all its contents", disk.name);
-        self.change(Actor::DAEMON, Op::DiskFilled { id: id.clone() }, message)
+        self.fill_target(filling)?;
+        let id = filling.disk.clone();
+        let message = format!("disk {} has all its contents", self.record(&id)?.name);
+        self.change(Actor::DAEMON, Op::DiskFilled { id }, message)
     }
 }

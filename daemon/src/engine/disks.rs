@@ -5,7 +5,9 @@
 //! reinit stays as a snapshot.
 //! Absent: snapshots made on request (`snapshots.rs`).
 
-use super::api::{Actor, ClientInfo, Consistency, DiskChange, DiskInfo, DiskSpec, Rollback, Tags};
+use super::api::{
+    Actor, ClientInfo, Consistency, DiskChange, DiskInfo, DiskSpec, Rollback, Tags, Undo,
+};
 use super::attachments::refuse_attached;
 use super::catalogue::{DiskRecord, Kind, NewDisk, Op, SnapshotRecord, Turn};
 use super::copies::Source;
@@ -219,14 +221,7 @@ impl Engine {
     ) -> Result<Rollback> {
         let _shape = self.shape.lock();
         let disk = self.record(id)?;
-        let snapshot = self.snapshot_record(to)?;
-        if snapshot.disk != *id {
-            return Err(Error::new(
-                ErrorKind::WrongState,
-                format!("{} is a snapshot of another disk, not of {}", snapshot.name, disk.name),
-            )
-            .hint(format!("make a disk of it: `rowctl disk create NAME --from {to}`")));
-        }
+        let snapshot = self.snapshot_of(id, to)?;
         self.check_usable(&snapshot)?;
         let message = format!("disk {} rolled back to {}", disk.name, snapshot.name);
         self.switch(by, &disk, Some(&snapshot), Switch { kind: "disk.rollback", message, force })
@@ -235,7 +230,7 @@ impl Engine {
     /// Returns a disk to the state before its last rollback or reinit. Doing it again returns once more.
     ///
     /// # Errors
-    /// `WrongState` when there is nothing to undo.
+    /// `WrongState` when there is nothing to undo, or what would be undone is not complete and `force` is not given.
     pub fn disk_undo(&self, by: Actor, id: &DiskId, force: bool) -> Result<Rollback> {
         let _shape = self.shape.lock();
         let disk = self.record(id)?;
@@ -251,6 +246,9 @@ impl Engine {
             )
             .hint("the state before a rollback is kept for a limited time; see `undo_hours`"));
         };
+        if self.catalogue.read().fillings.contains_key(id) {
+            return self.abandon(by, &disk, &snapshot, force);
+        }
         let message = format!("disk {} returned to {}", disk.name, snapshot.name);
         self.switch(by, &disk, Some(&snapshot), Switch { kind: "disk.undo", message, force })
     }
@@ -287,7 +285,8 @@ impl Engine {
         what: Switch<'_>,
     ) -> Result<Rollback> {
         let Switch { kind, message, force } = what;
-        self.refuse_protected(&disk.id, RETURNED)?;
+        // Before anybody is disconnected for it.
+        self.refuse_return(&disk.id)?;
         let disconnected = self.clients.exclude(&disk.id, &disk.name, force)?;
         let head = self.tree(disk.tree).next_epoch()?;
         let word = if kind == "disk.reinit" { "before-reinit" } else { "before-rollback" };
@@ -363,10 +362,10 @@ pub(super) fn told(
     target: Option<&SnapshotRecord>,
     disconnected: Vec<ClientInfo>,
 ) -> Rollback {
+    let undo = Undo { id: turn.undo.id.clone(), name: turn.undo.name.clone() };
     Rollback {
-        undo: turn.undo.id.clone(),
-        undo_name: turn.undo.name.clone(),
-        to: target.map_or_else(|| turn.undo.id.clone(), |target| target.id.clone()),
+        undo: Some(undo),
+        to: target.map(|target| target.id.clone()),
         disconnected,
         grown_since: target.is_some_and(|target| target.size < turn.size),
     }

@@ -85,6 +85,10 @@ impl Engine {
             Subject::Snapshot(id) => self.snapshot_record(&id)?.disk,
         };
         let catalogue = self.catalogue.read();
+        if catalogue.fillings.contains_key(&disk) {
+            // A hole is not yet what it is going to be.
+            return Ok(Vec::new());
+        }
         let held = catalogue.snapshots_of(&disk).into_iter().filter(|s| s.is_held());
         Ok(held.map(|s| s.name.clone()).collect())
     }
@@ -203,6 +207,10 @@ impl Target {
             let found = catalogue.snapshot_named(&disk, base).cloned();
             found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no snapshot {base}")))?
         };
+        if self.disk.lazy().is_some() {
+            let message = format!("{} does not have its contents yet", self.disk.label);
+            return Err(Error::new(ErrorKind::WrongState, message));
+        }
         // Held on to: what is freed under a comparison would look unchanged.
         let base =
             self.engine.pin_snapshot(&base.id, "a comparison", Pin::Yields, Box::new(|| {}))?;

@@ -39,10 +39,10 @@ impl Engine {
         (pool.journal.last().0, pool.readers.entries())
     }
 
-    /// Refuses a disk that cannot be used until it has its contents.
+    /// Refuses a disk that cannot be used until it has its contents, or until it has lost what it had before.
     pub(super) fn refuse_unfilled(&self, id: &DiskId) -> Result<()> {
         match self.catalogue.read().fillings.get(id) {
-            Some(filling) if !filling.lazy => {}
+            Some(filling) if !filling.lazy || filling.clear.is_some() => {}
             _ => return Ok(()),
         }
         self.refuse_filling(id)
@@ -50,7 +50,12 @@ impl Engine {
 
     /// Refuses what needs all contents of a disk.
     pub(super) fn refuse_filling(&self, id: &DiskId) -> Result<()> {
-        let Some(info) = self.filling_info(id) else { return Ok(()) };
+        self.filling_trouble(id).map_or(Ok(()), Err)
+    }
+
+    /// Why what needs all contents of a disk has to wait, if it has.
+    pub(super) fn filling_trouble(&self, id: &DiskId) -> Option<Error> {
+        let info = self.filling_info(id)?;
         let name = self.disk_name(id);
         let percent = info.percent;
         let message = format!("{name} is still being filled from copy {}: {percent} %", info.copy);
@@ -58,7 +63,7 @@ impl Engine {
             Some(job) => format!("wait for it: `rowctl job wait {job}`"),
             None => "see `rowctl job list`".to_owned(),
         };
-        Err(Error::new(ErrorKind::WrongState, message).hint(hint))
+        Some(Error::new(ErrorKind::WrongState, message).hint(hint))
     }
 
     /// What a disk is being filled from, and how far that is.
@@ -73,7 +78,7 @@ impl Engine {
         Some(FillingInfo {
             repo: filling.repo,
             copy: filling.copy,
-            usable: filling.lazy,
+            usable: filling.lazy && filling.clear.is_none(),
             // All is there only when the disk is an ordinary one.
             percent: u8::try_from(percent).unwrap_or(99).min(99),
             job: job.map(|job| job.id),

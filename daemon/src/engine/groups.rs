@@ -12,7 +12,7 @@ use super::api::{
     MemberRollback, SnapshotSpec, Tags,
 };
 use super::catalogue::{Cut, DiskRecord, GroupRecord, MemberRecord, Op, SnapshotRecord, Turn};
-use super::disks::{RETURNED, change_tags, check_tags, told};
+use super::disks::{change_tags, check_tags, told};
 use super::names::{by_prefix, check_name, timed};
 use super::{Engine, now};
 use crate::error::{Error, ErrorKind, Result};
@@ -149,7 +149,7 @@ impl Engine {
         let first =
             how.group_first.map(|name| self.plan_first(name, &group, &pairs)).transpose()?;
         let mut alone = Vec::with_capacity(pairs.len());
-        pairs.iter().try_for_each(|(disk, _)| self.refuse_protected(&disk.id, RETURNED))?;
+        pairs.iter().try_for_each(|(disk, _)| self.refuse_return(&disk.id))?;
         for (disk, _) in &pairs {
             alone.push(self.clients.exclude(&disk.id, &disk.name, how.force)?);
         }

@@ -143,6 +143,13 @@ impl Jobs {
         list.iter().rev().find(wanted).map(|job| job.info())
     }
 
+    /// Asks the jobs of a kind that run for an object to end.
+    pub(super) fn cancel(&self, kind: &str, object: &str) {
+        let list = self.list.lock();
+        let meant = list.iter().filter(|job| job.kind == kind && job.object == object);
+        meant.for_each(|job| job.cancel());
+    }
+
     pub(super) fn cancel_all(&self) {
         self.list.lock().iter().for_each(|job| job.cancelled.store(true, Ordering::Relaxed));
     }
@@ -172,7 +179,10 @@ impl Engine {
         if job.is_running() && job.kind == super::filling::FETCH {
             let message = format!("job {id} cannot be cancelled: a disk is used that needs it");
             return Err(Error::new(ErrorKind::WrongState, message)
-                .hint(format!("delete the disk: `rowctl disk delete {}`", job.object)));
+                .hint(format!(
+                    "delete the disk: `rowctl disk delete {0}`; or take its rollback back: `rowctl disk rollback --undo {0} --force`",
+                    job.object
+                )));
         }
         if !job.is_running() || job.kind == super::background::RECLAIM {
             let why = if job.is_running() { "cannot be cancelled" } else { "has ended" };

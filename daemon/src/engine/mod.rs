@@ -34,6 +34,7 @@ pub mod presence;
 pub mod protect;
 mod recovery;
 pub mod repos;
+pub mod returning;
 mod scrub;
 mod snapshots;
 mod tail;
@@ -255,6 +256,9 @@ impl Engine {
             Op::Rollback { .. } | Op::GroupRollback { .. } => {
                 faults::fail_point("rollback.journaled");
             }
+            Op::DiskReturn { .. } => faults::fail_point("return.journaled"),
+            Op::DiskReturned { .. } => faults::fail_point("return.ready"),
+            Op::DiskAbandon { .. } => faults::fail_point("return.abandoned"),
             Op::SnapshotCopied { .. } => faults::fail_point("life.copied"),
             Op::SnapshotLeave { .. } => faults::fail_point("life.left"),
             Op::SnapshotDelete { .. } => faults::fail_point("life.deleted"),
@@ -342,6 +346,9 @@ impl Engine {
             }
             op @ (Op::DiskFill { .. } | Op::DiskFilled { .. }) => {
                 self.apply_filling(catalogue, op)?
+            }
+            op @ (Op::DiskReturn { .. } | Op::DiskAbandon { .. }) => {
+                self.apply_return(catalogue, op, heads)?
             }
             Op::KeyRotate { keys } => catalogue.put_keys(keys),
             Op::Note { .. } => {}

@@ -54,6 +54,7 @@ impl Engine {
         engine.recovery.seconds = began.elapsed().as_secs_f64();
         let engine = Arc::new(engine);
         engine.start_background();
+        engine.finish_returns()?;
         Ok(engine)
     }
 

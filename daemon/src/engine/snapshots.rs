@@ -152,8 +152,11 @@ impl Engine {
         let due: Vec<SnapshotRecord> = {
             let catalogue = self.catalogue.read();
             let due = |s: &&SnapshotRecord| {
+                // What a disk can be taken back to that does not have its contents yet is not its snapshot alone.
+                let needed = s.kind == Kind::Undo && catalogue.fillings.contains_key(&s.disk);
                 s.kind != Kind::Auto
                     && s.expires_at.is_some_and(|end| end <= at)
+                    && !needed
                     && catalogue.images_with(&s.id).is_empty()
             };
             catalogue.snapshots.values().filter(due).cloned().collect()

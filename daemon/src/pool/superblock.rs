@@ -17,6 +17,8 @@ pub const VERSION: u32 = 1;
 pub const SEALED_VERSION: u32 = 2;
 /// That of pools in which a disk was made that is filled while it is used.
 pub const LAZY_VERSION: u32 = 3;
+/// That of pools in which a disk returned to a snapshot that was only in a repository.
+pub const RETURN_VERSION: u32 = 4;
 /// Where the journal begins: the first MiB is left for superblocks and what may come.
 pub const JOURNAL_START: u64 = 1 << 20;
 
@@ -115,9 +117,9 @@ fn decode(page: &[u8]) -> Result<Superblock> {
         return Err(Error::corrupt("bad superblock checksum"));
     }
     let version = u32_at(8);
-    if !(VERSION..=LAZY_VERSION).contains(&version) {
+    if !(VERSION..=RETURN_VERSION).contains(&version) {
         return Err(Error::invalid(format!(
-            "pool format {version}, this rowd knows {VERSION} to {LAZY_VERSION}"
+            "pool format {version}, this rowd knows {VERSION} to {RETURN_VERSION}"
         )));
     }
     let sb = Superblock {

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 pub use super::header::Header;
 use super::header::{self, COPIES};
 use super::leaving::UPLOAD;
+use super::origin::Opened;
 use super::seal::Seal;
 use super::store::Store;
 use super::work::Work;
@@ -353,7 +354,7 @@ impl Vault {
         let found = self.engine.fillings().into_iter().find(|filling| filling.disk == made.id);
         let filling = found.ok_or_else(|| Error::not_found("the disk was deleted meanwhile"))?;
         let job = match filling.lazy {
-            true => self.begin_lazy(&filling, Some((store, *header, seal)))?,
+            true => self.begin_lazy(&filling, Some(Opened::Header(store, header, seal)))?,
             false => self.begin_fill(filling)?,
         };
         Ok((self.engine.disk(&made.id)?, job))
@@ -480,7 +481,7 @@ fn no_copy(name: &str) -> Error {
     Error::not_found(format!("no copy {name}")).hint("see `rowctl copy list`")
 }
 
-fn refuse_unfinished(info: &CopyInfo) -> Result<()> {
+pub(super) fn refuse_unfinished(info: &CopyInfo) -> Result<()> {
     match &info.state {
         CopyState::Accomplished(_) => Ok(()),
         CopyState::Damaged(why) => Err(Error::corrupt(why.clone())),

@@ -62,7 +62,7 @@ pub(super) fn fill(work: &Work, filling: &Filling) -> Result<Header> {
     let key = header::key(&filling.copy, &filling.snapshot);
     let copy = open_copy(work, &repo, &key)?;
     copy.seal.key()?;
-    let disk = engine.fill_target(&filling.disk)?;
+    let disk = engine.fill_target(filling)?;
     let mut lane = Lane::new(&disk);
     let mut results = Vec::new();
     fetch(work, &repo, &copy, unpack, |pieces, blocks| {
@@ -74,10 +74,10 @@ pub(super) fn fill(work: &Work, filling: &Filling) -> Result<Header> {
         results.drain(..).collect::<Result<()>>()?;
         faults::fail_point("fill.written");
         // Nobody can be connected, so whoever deletes the disk is noticed here.
-        engine.fill_target(&filling.disk).map(|_| ())
+        engine.fill_target(filling).map(|_| ())
     })?;
     drop(lane);
-    engine.fill_end(&filling.disk)?;
+    engine.fill_end(filling)?;
     Ok(copy.header)
 }
 

@@ -12,11 +12,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::Vault;
-use super::header::Header;
 use super::index::Index;
-use super::origin::{CopyOrigin, Place};
-use super::seal::Seal;
-use super::store::Store;
+use super::origin::{CopyOrigin, Opened, Place};
 use super::work::Work;
 use crate::disk::Disk;
 use crate::disk::lane::Lane;
@@ -46,9 +43,9 @@ impl Vault {
     pub(super) fn begin_lazy(
         self: &Arc<Self>,
         filling: &Filling,
-        opened: Option<(Store, Header, Seal)>,
+        opened: Option<Opened>,
     ) -> Result<JobInfo> {
-        let disk = self.engine.fill_target(&filling.disk)?;
+        let disk = self.engine.fill_target(filling)?;
         let Some(lazy) = disk.lazy() else {
             return Err(Error::internal(format!("disk {} is not filled lazily", filling.disk)));
         };
@@ -56,8 +53,8 @@ impl Vault {
         let place = Place { repo, copy, snapshot };
         let id = filling.disk.clone();
         let origin = CopyOrigin::new(self, place, Some((id, Arc::downgrade(&disk))));
-        if let Some((store, header, seal)) = opened {
-            origin.opened(store, header, seal);
+        if let Some(opened) = opened {
+            origin.opened(opened);
         }
         lazy.connect(Arc::new(Arc::clone(&origin)));
         origin.prepare();
@@ -84,14 +81,14 @@ fn fill_all(work: &Work, filling: &Filling, origin: &Arc<CopyOrigin>) -> Result<
         let before = work.job.done.load(Ordering::Relaxed);
         let error = match pass(work, filling, origin) {
             Ok(bytes) => {
-                work.vault.engine.fill_end(&filling.disk)?;
+                work.vault.engine.fill_end(filling)?;
                 return Ok(bytes);
             }
             Err(error) => error,
         };
         // Deleted, or the daemon goes down.
         if matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::ShuttingDown) {
-            work.vault.engine.fill_target(&filling.disk)?;
+            work.vault.engine.fill_target(filling)?;
             work.check()?;
         }
         if matches!(error.kind(), ErrorKind::Stopped | ErrorKind::Internal) {
@@ -112,7 +109,7 @@ fn fill_all(work: &Work, filling: &Filling, origin: &Arc<CopyOrigin>) -> Result<
 
 /// Goes once over all chunks, and fetches those with blocks that the disk lacks.
 fn pass(work: &Work, filling: &Filling, origin: &Arc<CopyOrigin>) -> Result<u64> {
-    let disk = work.vault.engine.fill_target(&filling.disk)?;
+    let disk = work.vault.engine.fill_target(filling)?;
     let (told, mut answers) = mpsc::unbounded_channel();
     origin.ask(Need::Index, answer_to(&told, 0));
     let (_, known) = work.wait(next(&mut answers))?;
@@ -180,7 +177,7 @@ impl Pass<'_> {
         self.work.job.says("");
         self.count(chunk);
         // Whoever deletes the disk is noticed here.
-        self.work.vault.engine.fill_target(&self.filling.disk).map(|_| ())
+        self.work.vault.engine.fill_target(self.filling).map(|_| ())
     }
 
     fn count(&self, chunk: u32) {

@@ -19,6 +19,7 @@ mod index;
 mod leaving;
 mod origin;
 mod relay;
+pub mod returning;
 mod seal;
 mod store;
 mod table;

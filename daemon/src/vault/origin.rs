@@ -120,9 +120,29 @@ pub struct CopyOrigin {
 
 /// What has to be read before the first chunk.
 #[derive(Debug)]
-struct Known {
+pub struct Known {
     index: Index,
     seal: Seal,
+}
+
+/// What somebody has read already.
+#[derive(Debug)]
+pub enum Opened {
+    Header(Store, Box<Header>, Seal),
+    Whole(Store, Known),
+}
+
+impl Known {
+    /// Reads and checks the table of a copy.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming it; there is no key for it.
+    pub async fn read(store: &Store, header: &Header, seal: Seal) -> Result<Known> {
+        let table = header.table(store).await?;
+        seal.key()?;
+        seal.check(header, &table)?;
+        Ok(Known { index: Index::new(table), seal })
+    }
 }
 
 #[derive(Default)]
@@ -159,10 +179,18 @@ impl CopyOrigin {
     }
 
     /// Takes over what is known of the copy, so that it need not be read again.
-    pub fn opened(&self, store: Store, header: Header, seal: Seal) {
+    pub fn opened(&self, opened: Opened) {
         let mut state = self.state.lock();
-        state.store = Some(store);
-        state.header = Some((header, seal));
+        match opened {
+            Opened::Header(store, header, seal) => {
+                state.store = Some(store);
+                state.header = Some((*header, seal));
+            }
+            Opened::Whole(store, known) => {
+                state.store = Some(store);
+                self.known.get_or_init(|| known);
+            }
+        }
     }
 
     /// Begins to read the index, so that the first who asks need not wait for all of it.
@@ -221,10 +249,7 @@ impl CopyOrigin {
                 (header, seal)
             }
         };
-        let table = header.table(&store).await?;
-        seal.key()?;
-        seal.check(&header, &table)?;
-        Ok(Known { index: Index::new(table), seal })
+        Known::read(&store, &header, seal).await
     }
 
     /// The store, made sure of once until it fails.

@@ -25,7 +25,7 @@ const REPO: &str = "repo";
 #[derive(Debug)]
 pub struct Kept {
     snapshot: SnapshotId,
-    blocks: BTreeMap<u64, Stored>,
+    pub blocks: BTreeMap<u64, Stored>,
 }
 
 pub type Repository = BTreeMap<CopyId, Kept>;

@@ -128,6 +128,16 @@ impl Machine {
             return self.shed();
         }
         let refusal = self.refusal(&members, &disks, &chosen, first, busy);
+        let lacks = |disk: &DiskId| self.reference.disks.iter().any(|d| d.id == *disk && d.lazy);
+        if chosen.iter().any(lacks) {
+            // Whatever is found first.
+            let how =
+                GroupReturn { disks, force: false, group_first: first.then(|| self.new_name()) };
+            return match self.engine().group_rollback(BY, &id, how) {
+                Err(_) => Ok(()),
+                done => Err(format!("return of what is not here: {done:?}")),
+            };
+        }
         if refusal.is_none() {
             chosen.iter().for_each(|disk| drop(self.sessions.remove(disk)));
         }
@@ -141,7 +151,8 @@ impl Machine {
                 equal("disks that went back", done.disks.len(), chosen.len())?;
                 for one in done.disks {
                     let disk = self.reference.disk_of(&one.disk).expect("a disk of the model");
-                    let to = self.reference.snapshot_of(&one.done.to).expect("a member");
+                    let to = one.done.to.as_ref().ok_or("a disk is empty")?;
+                    let to = self.reference.snapshot_of(to).expect("a member");
                     let (node, size) =
                         (self.reference.snapshots[to].node, self.reference.snapshots[to].size);
                     self.switched(disk, &one.done, Some(node), size)?;

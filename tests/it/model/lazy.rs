@@ -124,7 +124,9 @@ impl Machine {
         };
         let id = self.reference.disks[at].id.clone();
         let copied = Arc::clone(&self.origins[&id]);
-        let target = self.engine().fill_target(&id).map_err(text)?;
+        let filling = self.engine().fillings().into_iter().find(|filling| filling.disk == id);
+        let filling = filling.ok_or("a disk is filled and is not")?;
+        let target = self.engine().fill_target(&filling).map_err(text)?;
         let last = copied.blocks.keys().next_back().map_or(0, |last| last / CHUNK + 1);
         for number in 0..u64::from(chunks).min(last) {
             let chunk = copied.chunk((u64::from(from) + number) % last * CHUNK);
@@ -143,7 +145,7 @@ impl Machine {
         if !self.reference.is_whole(at) {
             return self.compare_stored(at);
         }
-        self.engine().fill_end(&id).map_err(text)?;
+        self.engine().fill_end(&filling).map_err(text)?;
         self.reference.disks[at].lazy = false;
         self.compare_stored(at)
     }

@@ -151,7 +151,7 @@ impl Machine {
             Op::Snapshot { disk } => self.snapshot(*disk),
             Op::DeleteSnapshot { snapshot, force } => self.delete_snapshot(*snapshot, *force),
             Op::Rollback { disk, snapshot, busy } => self.rollback(*disk, *snapshot, *busy),
-            Op::Undo { disk } => self.undo(*disk),
+            Op::Undo { disk, force } => self.undo(*disk, *force),
             Op::Reinit { disk } => self.reinit(*disk),
             Op::Clone { snapshot, extra_blocks } => self.clone_of(*snapshot, *extra_blocks),
             Op::Create { blocks } => self.create(u64::from(*blocks)),
@@ -175,6 +175,7 @@ impl Machine {
             Op::Keep { disk, access } => self.keep(*disk, *access),
             Op::Copy { snapshot } => self.copy(*snapshot),
             Op::Access { snapshot, on } => self.access(*snapshot, *on),
+            Op::Return { disk, snapshot, busy } => self.return_away(*disk, *snapshot, *busy),
             Op::Checkpoint => self.checkpoint(),
             Op::ReclaimStep { leaves, steps } => self.reclaim(*leaves, *steps),
             Op::ReclaimAll => self.engine().reclaim_all().map_err(text),
@@ -321,6 +322,9 @@ impl Machine {
         let id = self.reference.snapshots[at].id.clone();
         let made = self.reference.disks.iter().any(|disk| disk.origin.as_ref() == Some(&id));
         let pinned = self.reference.pinned(&id);
+        if self.fills_from(&self.reference.snapshots[at]) {
+            return refused(self.engine().snapshot_delete(BY, &id, force));
+        }
         match self.engine().snapshot_delete(BY, &id, force) {
             Ok(_) if pinned => Err("a snapshot of an image went".to_owned()),
             Err(error) if error.kind() == ErrorKind::InUse && pinned => Ok(()),
@@ -359,6 +363,9 @@ impl Machine {
             return unusable(self.engine().disk_rollback(BY, &id, &to.id, false));
         }
         let (to, node, size) = (to.id.clone(), to.node, to.size);
+        if self.is_lazy(at) {
+            return unusable(self.engine().disk_rollback(BY, &id, &to, false));
+        }
         if busy && self.sessions.contains_key(&id) {
             return refused(self.engine().disk_rollback(BY, &id, &to, false));
         }
@@ -367,12 +374,15 @@ impl Machine {
         self.switched(at, &done, Some(node), size)
     }
 
-    fn undo(&mut self, disk: u8) -> Outcome {
+    fn undo(&mut self, disk: u8, force: bool) -> Outcome {
         let Some(at) = self.disk(disk) else { return Ok(()) };
         let id = self.reference.disks[at].id.clone();
         let of_disk = self.reference.snapshots.iter().filter(|s| s.disk == id && s.undo);
         let newest = of_disk.max_by_key(|s| s.node).map(|s| (s.node, s.size));
         self.sessions.remove(&id);
+        if self.is_lazy(at) {
+            return self.abandon(at, newest, force);
+        }
         match (self.engine().disk_undo(BY, &id, false), newest) {
             (Ok(done), Some((node, size))) => self.switched(at, &done, Some(node), size),
             (Err(error), None) if error.kind() == ErrorKind::WrongState => Ok(()),
@@ -409,7 +419,8 @@ impl Machine {
         parent: Option<u64>,
         size: u64,
     ) -> Outcome {
-        self.reference.freeze(at, done.undo.clone(), &done.undo_name, true);
+        let undo = done.undo.as_ref().ok_or("the state before is not kept")?;
+        self.reference.freeze(at, undo.id.clone(), &undo.name, true);
         self.reference.go_on(at, parent);
         let disk = &mut self.reference.disks[at];
         disk.size = disk.size.max(size);
@@ -494,14 +505,14 @@ impl Machine {
     }
 }
 
-fn unusable<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Outcome {
+pub fn unusable<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Outcome {
     match outcome {
         Err(error) if error.kind() == ErrorKind::WrongState => Ok(()),
         other => Err(format!("a snapshot that cannot be used should be refused: {other:?}")),
     }
 }
 
-fn refused<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Outcome {
+pub fn refused<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Outcome {
     match outcome {
         Err(error) if error.kind() == ErrorKind::InUse => Ok(()),
         other => Err(format!("a busy disk should be refused: {other:?}")),

@@ -30,7 +30,7 @@ pub enum Op {
     Snapshot { disk: u8 },
     DeleteSnapshot { snapshot: u8, force: bool },
     Rollback { disk: u8, snapshot: u8, busy: bool },
-    Undo { disk: u8 },
+    Undo { disk: u8, force: bool },
     Reinit { disk: u8 },
     Clone { snapshot: u8, extra_blocks: u8 },
     Create { blocks: u16 },
@@ -50,6 +50,7 @@ pub enum Op {
     Keep { disk: u8, access: bool },
     Copy { snapshot: u8 },
     Access { snapshot: u8, on: bool },
+    Return { disk: u8, snapshot: u8, busy: bool },
     Checkpoint,
     ReclaimStep { leaves: u8, steps: u8 },
     ReclaimAll,
@@ -106,7 +107,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => any::<(u8, bool)>().prop_map(|(snapshot, force)| Op::DeleteSnapshot { snapshot, force }),
         4 => any::<(u8, u8, bool)>()
             .prop_map(|(disk, snapshot, busy)| Op::Rollback { disk, snapshot, busy }),
-        2 => any::<u8>().prop_map(|disk| Op::Undo { disk }),
+        2 => any::<(u8, bool)>().prop_map(|(disk, force)| Op::Undo { disk, force }),
         1 => any::<u8>().prop_map(|disk| Op::Reinit { disk }),
         3 => (any::<u8>(), 0u8..9)
             .prop_map(|(snapshot, extra_blocks)| Op::Clone { snapshot, extra_blocks }),
@@ -128,6 +129,8 @@ fn op() -> impl Strategy<Value = Op> {
         7 => any::<(u8, bool)>().prop_map(|(disk, access)| Op::Keep { disk, access }),
         7 => any::<u8>().prop_map(|snapshot| Op::Copy { snapshot }),
         4 => any::<(u8, bool)>().prop_map(|(snapshot, on)| Op::Access { snapshot, on }),
+        4 => any::<(u8, u8, bool)>()
+            .prop_map(|(disk, snapshot, busy)| Op::Return { disk, snapshot, busy }),
         4 => Just(Op::Checkpoint),
         8 => step,
         3 => Just(Op::ReclaimAll),

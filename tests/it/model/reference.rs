@@ -31,6 +31,8 @@ pub struct Node {
     pub parent: Option<NodeId>,
     pub blocks: Rc<BTreeMap<u64, Stored>>,
     pub released: bool,
+    /// Nodes that went and whose only child it was, or a node among these.
+    pub absorbed: BTreeSet<NodeId>,
 }
 
 #[derive(Clone, Debug)]
@@ -89,7 +91,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    fn fresh(&mut self) -> u64 {
+    pub fn fresh(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
@@ -100,7 +102,8 @@ impl Reference {
             Some(parent) => (self.nodes[&parent].tree, Rc::clone(&self.nodes[&parent].blocks)),
             None => (id, Rc::default()),
         };
-        self.nodes.insert(id, Node { tree, parent, blocks, released: false });
+        self.nodes
+            .insert(id, Node { tree, parent, blocks, released: false, absorbed: BTreeSet::new() });
         id
     }
 
@@ -219,9 +222,12 @@ impl Reference {
                 .map(|(id, node)| (*id, node.parent, self.children(*id)))
                 .find(|(_, _, children)| children.len() < 2);
             let Some((id, parent, children)) = ready else { return };
-            self.nodes.remove(&id);
+            let gone = self.nodes.remove(&id).expect("it is there");
             for child in children {
-                self.nodes.get_mut(&child).expect("a child").parent = parent;
+                let child = self.nodes.get_mut(&child).expect("a child");
+                child.parent = parent;
+                child.absorbed.insert(id);
+                child.absorbed.extend(&gone.absorbed);
             }
         }
     }

@@ -28,7 +28,7 @@ fn show(daemon: &Daemon, snapshot: &str) -> Value {
 
 /// A snapshot that has left the pool.
 #[track_caller]
-fn gone(daemon: &Daemon, snapshot: &str) -> Value {
+pub fn gone(daemon: &Daemon, snapshot: &str) -> Value {
     daemon.ctl(&["snapshot", "wait", snapshot]);
     wait::until("a snapshot that has left the pool", || {
         let told = show(daemon, snapshot);
@@ -108,7 +108,7 @@ fn a_snapshot_is_of_no_use_until_it_is_copied_and_then_it_is_in_the_repository_a
     wait::until("a pool without the snapshot", || {
         (daemon.status("used_bytes") == head).then_some(())
     });
-    let error = daemon.json_error(15, &["disk", "rollback", "data", "one", "--yes"]);
+    let error = daemon.json_error(15, &["image", "create", "template", "--from", "data@one"]);
     assert!(error["message"].as_str().unwrap().contains("only in repository slow"), "{error}");
     assert!(restored(&daemon, "data@one", DISK)[..24 << 20] == first[..]);
     daemon.ctl(&["snapshot", "verify", "data@one"]);

@@ -6,7 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -37,6 +37,7 @@ pub struct Proxy {
     pub address: SocketAddr,
     mode: Arc<AtomicUsize>,
     pub connections: Arc<AtomicUsize>,
+    answered: Arc<AtomicU64>,
 }
 
 impl Proxy {
@@ -45,14 +46,21 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let (mode, connections) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (how, count) = (Arc::clone(&mode), Arc::clone(&connections));
+        let answered = Arc::new(AtomicU64::new(0));
+        let bytes = Arc::clone(&answered);
         thread::spawn(move || {
             while let Ok((client, _)) = listener.accept() {
                 let number = count.fetch_add(1, Ordering::SeqCst);
-                let mode = Arc::clone(&how);
-                thread::spawn(move || serve(client, server, &mode, number));
+                let (mode, bytes) = (Arc::clone(&how), Arc::clone(&bytes));
+                thread::spawn(move || serve(client, server, &mode, (number, &bytes)));
             }
         });
-        Proxy { address, mode, connections }
+        Proxy { address, mode, connections, answered }
+    }
+
+    /// The bytes that the server has answered with so far.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::SeqCst)
     }
 
     pub fn set(&self, mode: Mode) {
@@ -64,7 +72,12 @@ impl Proxy {
     }
 }
 
-fn serve(mut client: TcpStream, server: SocketAddr, how: &Arc<AtomicUsize>, number: usize) {
+fn serve(
+    mut client: TcpStream,
+    server: SocketAddr,
+    how: &Arc<AtomicUsize>,
+    (number, answered): (usize, &Arc<AtomicU64>),
+) {
     let mode = how.load(Ordering::SeqCst);
     if mode == Mode::Down as usize {
         return;
@@ -83,8 +96,8 @@ fn serve(mut client: TcpStream, server: SocketAddr, how: &Arc<AtomicUsize>, numb
     let Ok(upstream) = TcpStream::connect(server) else { return };
     let (from, to) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
     let (up, down) = (Arc::clone(how), Arc::clone(how));
-    let up = thread::spawn(move || pass(from, to, limit, &up, false));
-    pass(upstream, client, limit, &down, true);
+    let up = thread::spawn(move || pass(from, to, limit, &up, None));
+    pass(upstream, client, limit, &down, Some(answered));
     up.join().unwrap();
 }
 
@@ -105,7 +118,13 @@ fn answer(client: &mut TcpStream, status: &str) {
 }
 
 /// Passes bytes on until one side ends or the limit is reached; then both ends are closed.
-fn pass(mut from: TcpStream, mut to: TcpStream, mut left: usize, how: &AtomicUsize, answers: bool) {
+fn pass(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    mut left: usize,
+    how: &AtomicUsize,
+    answers: Option<&AtomicU64>,
+) {
     let is = |mode: Mode| how.load(Ordering::SeqCst) == mode as usize;
     let mut buffer = [0; 64 << 10];
     while let Ok(length) = from.read(&mut buffer) {
@@ -113,10 +132,13 @@ fn pass(mut from: TcpStream, mut to: TcpStream, mut left: usize, how: &AtomicUsi
         if held.is_none() || is(Mode::Down) {
             break;
         }
-        if answers && is(Mode::Slow) {
+        if answers.is_some() && is(Mode::Slow) {
             pause();
         }
         let length = length.min(left);
+        if let Some(answers) = answers {
+            answers.fetch_add(length as u64, Ordering::SeqCst);
+        }
         left -= length;
         if length == 0 || to.write_all(&buffer[..length]).is_err() || left == 0 {
             break;

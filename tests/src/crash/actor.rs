@@ -180,9 +180,10 @@ impl Actor<'_> {
         let Image::Exact(after) = image else { unreachable!("chosen so") };
         model.born = None;
         super::load::lock(&model.log).collapse(after.to_vec());
-        let name = done.undo_name.rsplit('@').next().unwrap_or_default().to_owned();
+        let name = done.undo_name.expect("the state before is kept");
+        let name = name.rsplit('@').next().unwrap_or_default().to_owned();
         let undo = Snapshot { name, disk, disk_id: done.disk.id, image: before, undo: true };
-        self.world.snapshots.insert(done.undo, undo);
+        self.world.snapshots.insert(done.undo.expect("the state before is kept"), undo);
     }
 
     /// What a snapshot that is asked for now will hold.

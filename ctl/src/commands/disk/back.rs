@@ -8,9 +8,9 @@ use rowd_proto::{DiskReinit, DiskRollback, DiskUndo, RolledBack};
 
 use super::show;
 use crate::commands::args::Consent;
-use crate::commands::{Context, clients};
+use crate::commands::{Context, clients, job};
 use crate::confirm::{confirm, confirm_by_name};
-use crate::error::Result;
+use crate::error::{Outcome, Result};
 
 #[derive(Args, Debug)]
 pub struct Reinit {
@@ -27,15 +27,18 @@ pub struct Reinit {
 pub struct Rollback {
     /// Name or id
     disk: String,
-    /// Name of a snapshot of the disk, disk@snapshot, or id
+    /// Name of a snapshot of the disk, disk@snapshot, or id; or the id of a copy of the disk
     #[arg(required_unless_present = "undo", conflicts_with = "undo")]
     snapshot: Option<String>,
     /// Return to the state before the last rollback or reinit
     #[arg(long)]
     undo: bool,
+    /// Of a snapshot that is only in a repository: return when the disk has all its contents
+    #[arg(long, conflicts_with = "undo")]
+    full: bool,
     #[command(flatten)]
     consent: Consent,
-    /// Disconnect its clients
+    /// Disconnect its clients; with --undo, drop a state that is not complete
     #[arg(long)]
     force: bool,
 }
@@ -49,21 +52,34 @@ pub(super) fn reinit(args: Reinit, context: &Context) -> Result<()> {
     print_rolled_back(&done, context)
 }
 
-pub(super) fn rollback(args: Rollback, context: &Context) -> Result<()> {
+pub(super) fn rollback(args: Rollback, context: &Context) -> Result<Outcome> {
     let mut client = context.client()?;
     let disk = show(&mut client, &args.disk)?;
     let force = args.force;
     let done = match args.snapshot {
         Some(snapshot) => {
             confirm(args.consent.yes, &format!("return disk {} to {snapshot}", disk.name))?;
-            client.call(&DiskRollback { disk: disk.id, snapshot, force })?
+            client.call_patiently(&DiskRollback { disk: disk.id, snapshot, force })?
         }
         None => {
             confirm(args.consent.yes, &format!("undo the last rollback of disk {}", disk.name))?;
             client.call(&DiskUndo { disk: disk.id, force })?
         }
     };
-    print_rolled_back(&done, context)
+    print_rolled_back(&done, context)?;
+    let Some(job) = done.disk.filling.and_then(|filling| filling.job) else {
+        return Ok(Outcome::Done);
+    };
+    if !args.full {
+        context.output.remark(&format!("it is filled while it is used: rowctl job wait {job}"));
+        return Ok(Outcome::Done);
+    }
+    let ended = job::finish(&mut client, &job, None, context)?;
+    let outcome = job::outcome(&ended);
+    if !matches!(outcome, Outcome::Done) {
+        job::print(&ended, context)?;
+    }
+    Ok(outcome)
 }
 
 fn print_rolled_back(done: &RolledBack, context: &Context) -> Result<()> {
@@ -72,14 +88,16 @@ fn print_rolled_back(done: &RolledBack, context: &Context) -> Result<()> {
 
 pub fn rolled_back_text(done: &RolledBack) -> String {
     let name = &done.disk.name;
-    let mut lines = vec![match &done.to_name {
+    let mut lines = vec![match done.to_name.as_ref().or(done.to.as_ref()) {
         Some(to) => format!("{name} is back at {to}"),
         None => format!("{name} is blank"),
     }];
-    lines.push(format!(
-        "the state before is kept as {name}@{}: rowctl disk rollback --undo {name}",
-        done.undo_name
-    ));
+    lines.push(match &done.undo_name {
+        Some(undo) => {
+            format!("the state before is kept as {name}@{undo}: rowctl disk rollback --undo {name}")
+        }
+        None => "the state before was not complete and is dropped".to_owned(),
+    });
     if !done.disconnected.is_empty() {
         lines.push(format!("disconnected: {}", clients(&done.disconnected)));
     }

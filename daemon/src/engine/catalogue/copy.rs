@@ -39,6 +39,13 @@ impl Catalogue {
                     true
                 }
             }
+            Op::DiskReturned { id } => match self.fillings.get(&id).cloned() {
+                Some(filling) => {
+                    self.put_filling(Filling { clear: None, ..filling });
+                    true
+                }
+                None => false,
+            },
             _ => return Err(Error::internal("this is no change of the vault's records")),
         };
         match there {

@@ -15,7 +15,7 @@ use crate::engine::copies::{CopyRecord, Filling};
 use crate::engine::repos::RepoRecord;
 use crate::engine::usage::UsageRecord;
 use crate::error::Result;
-use crate::units::{CopyId, DiskId, GroupId, ImageId, InstanceId, PolicyId, SnapshotId};
+use crate::units::{CopyId, DiskId, Epoch, GroupId, ImageId, InstanceId, PolicyId, SnapshotId};
 
 impl Catalogue {
     /// Does what an entry says that changes nothing but records.
@@ -197,6 +197,24 @@ pub enum Op {
     DiskFilled {
         id: DiskId,
     },
+    /// As `Rollback`, to a snapshot that is in a repository: the new head is filled from its copy.
+    DiskReturn {
+        #[serde(flatten)]
+        turn: Turn,
+        filling: Filling,
+        kind: String,
+    },
+    /// What such a disk had and the snapshot has not is gone: it can be used. It has no event.
+    DiskReturned {
+        id: DiskId,
+    },
+    /// Such a disk goes on under a new head below `parent`; what it has become since the return is dropped.
+    DiskAbandon {
+        id: DiskId,
+        head: Epoch,
+        parent: Epoch,
+        size: u64,
+    },
     /// Snapshots are copied to this repository unless somebody says otherwise, or to none.
     RepoDefault {
         name: Option<String>,
@@ -247,7 +265,7 @@ impl Op {
     /// Whether the change has an event.
     #[must_use]
     pub fn is_told(&self) -> bool {
-        !matches!(self, Op::UsageSample { .. })
+        !matches!(self, Op::UsageSample { .. } | Op::DiskReturned { .. })
     }
 
     /// The kind and the object of the event of this change.
@@ -282,6 +300,9 @@ impl Op {
             Op::CopyRemove { id, kind } => (kind, id.as_str()),
             Op::DiskFill { filling, .. } => ("disk.fill", filling.disk.as_str()),
             Op::DiskFilled { id } => ("disk.filled", id.as_str()),
+            Op::DiskReturn { turn, kind, .. } => (kind, turn.disk.as_str()),
+            Op::DiskReturned { id } => ("disk.returned", id.as_str()),
+            Op::DiskAbandon { id, .. } => ("disk.undo", id.as_str()),
             Op::RepoAdd { repo } => ("repo.add", repo.name.as_str()),
             Op::RepoDefault { name } => ("repo.default", name.as_deref().unwrap_or("none")),
             Op::RepoRemove { name } => ("repo.remove", name.as_str()),
@@ -300,9 +321,11 @@ impl Op {
     #[must_use]
     pub fn heads(&self) -> Vec<&DiskId> {
         match self {
-            Op::DiskDelete { id, .. } | Op::DiskTrash { id, .. } => vec![id],
+            Op::DiskDelete { id, .. } | Op::DiskTrash { id, .. } | Op::DiskAbandon { id, .. } => {
+                vec![id]
+            }
             Op::SnapshotCreate(cut) => vec![&cut.snapshot.disk],
-            Op::Rollback { turn, .. } => vec![&turn.disk],
+            Op::Rollback { turn, .. } | Op::DiskReturn { turn, .. } => vec![&turn.disk],
             Op::GroupCreate { cuts, .. } | Op::ImageCreate { cuts, .. } => {
                 cuts.iter().map(|cut| &cut.snapshot.disk).collect()
             }
