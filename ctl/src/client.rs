@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use rowd_proto::{
     Call, ErrorBody, ErrorKind, Event, Greeting, Id, LineBuffer, PROTOCOL, REPLY_BYTES_MAX,
-    Request, Response, ServerInfo, ServerLine, Version2, parse_server_line, to_line,
+    Request, Response, ServerInfo, ServerLine, Version2, parse_reply, parse_server_line, to_line,
 };
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{Failure, Result};
@@ -81,8 +82,11 @@ impl Client {
         let request = Request { jsonrpc: Version2::V2, id: id.clone(), method, params };
         set_deadline(&self.stream, Some(limit))?;
         self.stream.write_all(&to_line(&request)?).map_err(|e| lost(&e))?;
-        let result = self.reply(&id)?;
-        serde_json::from_value(result).map_err(internal)
+        let value = match self.reply(&id)? {
+            Answer::Whole(reply) => return Ok(reply),
+            Answer::Other(value) => value,
+        };
+        serde_json::from_value(value).map_err(internal)
     }
 
     /// The next event of a subscription, however long it takes.
@@ -100,19 +104,29 @@ impl Client {
     }
 
     /// The reply with this id, or without one: that is the daemon's last word.
-    fn reply(&mut self, id: &Id) -> Result<Value> {
+    fn reply<T: DeserializeOwned>(&mut self, id: &Id) -> Result<Answer<T>> {
         loop {
             let line = read_line(&self.stream, &mut self.lines)?;
+            if let Some(reply) = parse_reply(&line, id) {
+                return Ok(Answer::Whole(reply));
+            }
             let ServerLine::Response(response) = parse_server_line(&line)? else { continue };
             if response.id.is_some() && response.id.as_ref() != Some(id) {
                 continue;
             }
             return match response {
                 Response { error: Some(error), .. } => Err(ErrorBody::from(error).into()),
-                Response { result, .. } => Ok(result.unwrap_or(Value::Null)),
+                Response { result, .. } => Ok(Answer::Other(result.unwrap_or(Value::Null))),
             };
         }
     }
+}
+
+/// What came of a call.
+enum Answer<T> {
+    Whole(T),
+    /// A result that has not the form that was expected.
+    Other(Value),
 }
 
 /// The daemon's introduction, or its reason for refusing us.
@@ -132,7 +146,7 @@ fn not_rowd() -> Failure {
 }
 
 fn read_line(mut stream: &UnixStream, lines: &mut LineBuffer) -> Result<Vec<u8>> {
-    let mut piece = [0u8; 16 << 10];
+    let mut piece = [0u8; 128 << 10];
     loop {
         let next = lines.next_line();
         if let Some(line) = next.map_err(|e| Failure::new(ErrorKind::Internal, e.to_string()))? {

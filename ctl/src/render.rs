@@ -61,8 +61,8 @@ impl Output {
     ) -> Result<()> {
         match self.format {
             Format::Json => self.line(&json(&items)?),
-            Format::Jsonl => items.iter().try_for_each(|item| self.line(&json(item)?)),
-            Format::Table if self.quiet => items.iter().try_for_each(|item| self.line(&id(item))),
+            Format::Jsonl => self.lines(items.iter().map(json)),
+            Format::Table if self.quiet => self.lines(items.iter().map(|item| Ok(id(item)))),
             Format::Table => self.text(&text(self)),
         }
     }
@@ -116,11 +116,24 @@ impl Output {
 
     fn line(&self, line: &str) -> Result<()> {
         let mut stdout = io::stdout().lock();
-        match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::ReaderGone),
-            Err(error) => Err(Failure::io("cannot write the output", &error)),
+        written(writeln!(stdout, "{line}").and_then(|()| stdout.flush()))
+    }
+
+    /// Many lines, which come together.
+    fn lines(&self, lines: impl Iterator<Item = Result<String>>) -> Result<()> {
+        let mut stdout = io::BufWriter::with_capacity(64 << 10, io::stdout().lock());
+        for line in lines {
+            written(writeln!(stdout, "{}", line?))?;
         }
+        written(stdout.flush())
+    }
+}
+
+fn written(outcome: io::Result<()>) -> Result<()> {
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::ReaderGone),
+        Err(error) => Err(Failure::io("cannot write the output", &error)),
     }
 }
 
@@ -180,7 +193,7 @@ impl Columns {
     /// Adds a row, which has a cell for each heading.
     pub fn row<const N: usize>(&mut self, cells: [Text; N]) {
         assert_eq!(N, self.headings.len(), "a cell for each heading");
-        self.rows.push(cells.to_vec());
+        self.rows.push(cells.into());
     }
 
     /// The table as text; nothing at all when there are no rows.

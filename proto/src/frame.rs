@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -88,6 +89,30 @@ pub struct Response {
     pub result: Option<Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<WireError>,
+}
+
+/// A reply as it is written: its result goes from its type to the line without a tree of values between.
+#[derive(Debug, Serialize)]
+pub struct Reply<'a, T> {
+    jsonrpc: Version2,
+    id: &'a Id,
+    result: &'a T,
+}
+
+impl<'a, T: Serialize> Reply<'a, T> {
+    #[must_use]
+    pub fn new(id: &'a Id, result: &'a T) -> Self {
+        Reply { jsonrpc: Version2::V2, id, result }
+    }
+}
+
+/// A reply as it is read, likewise.
+#[derive(Debug, Deserialize)]
+struct Answer<T> {
+    #[serde(rename = "jsonrpc")]
+    _jsonrpc: Version2,
+    id: Id,
+    result: T,
 }
 
 /// An error in the shape JSON-RPC asks for; the code is for generic clients, `data.kind` for ours.
@@ -221,6 +246,14 @@ pub fn parse_server_line(line: &[u8]) -> Result<ServerLine, ErrorBody> {
     }
 }
 
+/// Reads a line that is most likely the reply with this id, whose result has this form; nothing if it is another
+/// line, or another form.
+#[must_use]
+pub fn parse_reply<T: DeserializeOwned>(line: &[u8], id: &Id) -> Option<T> {
+    let answer: Answer<T> = serde_json::from_slice(line).ok()?;
+    (answer.id == *id).then_some(answer.result)
+}
+
 /// A message as a line, with its line feed.
 ///
 /// # Errors
@@ -283,7 +316,13 @@ impl LineBuffer {
     /// # Errors
     /// The line is, or will be, longer than the limit. The stream cannot be used any further.
     pub fn next_line(&mut self) -> Result<Option<Vec<u8>>, LineTooLong> {
-        let end = self.bytes[self.scanned..].iter().position(|&byte| byte == b'\n');
+        let fresh = &self.bytes[self.scanned..];
+        // `contains` looks at many bytes at a time, which `position` does not: lines may have megabytes.
+        let end = if fresh.contains(&b'\n') {
+            fresh.iter().position(|&byte| byte == b'\n')
+        } else {
+            None
+        };
         let Some(end) = end.map(|end| end + self.scanned) else {
             self.scanned = self.bytes.len();
             return if self.scanned > self.limit { Err(self.too_long()) } else { Ok(None) };
@@ -361,6 +400,17 @@ mod tests {
         };
         assert_eq!(response.id, Some(Id::Number(3)));
         assert_eq!(ErrorBody::from(response.error.unwrap()), body);
+    }
+
+    #[test]
+    fn a_reply_is_read_as_what_it_was_written_from() {
+        let (id, result) = (Id::Number(3), vec!["a".to_owned()]);
+        let line = to_line(&Reply::new(&id, &result)).unwrap();
+        assert_eq!(line, b"{\"jsonrpc\":\"2.0\",\"id\":3,\"result\":[\"a\"]}\n");
+        assert_eq!(parse_reply::<Vec<String>>(&line, &id), Some(result));
+        assert_eq!(parse_reply::<Vec<String>>(&line, &Id::Number(4)), None);
+        assert_eq!(parse_reply::<Vec<u8>>(&line, &id), None);
+        assert!(matches!(parse_server_line(&line), Ok(ServerLine::Response(_))));
     }
 
     #[test]

@@ -48,8 +48,9 @@ pub use error::{EXIT_CODES, ErrorBody, ErrorKind, ExitMeaning, exit};
 pub use event::{Event, EventsFrom, EventsList, EventsPage, EventsSubscribe};
 pub use frame::{
     Greeting, Id, LineBuffer, LineTooLong, Notification, PROTOCOL, ProtocolVersion,
-    REPLY_BYTES_MAX, REQUEST_BYTES_MAX, Rejection, Request, Response, ServerInfo, ServerLine,
-    Version2, WireError, WireErrorData, parse_request, parse_server_line, to_line,
+    REPLY_BYTES_MAX, REQUEST_BYTES_MAX, Rejection, Reply, Request, Response, ServerInfo,
+    ServerLine, Version2, WireError, WireErrorData, parse_reply, parse_request, parse_server_line,
+    to_line,
 };
 pub use freeze::{
     FreezeCheck, FreezeOptions, FreezePhase, FreezePreview, FreezeReport, FreezeRunning,

@@ -71,14 +71,14 @@ impl Daemon {
     /// Ends it in order and starts it again, with no map in memory and none in the page cache.
     pub fn restart_without_map(&mut self) {
         self.stop();
-        machine::evict(&self.dir(), Some(&self.dir().join("pool")));
+        machine::evict(&self.pool_dir(), Some(&self.pool_dir().join("pool")));
         self.relaunch();
     }
 
     /// Ends it in order and starts it again, with neither map nor data in memory.
     pub fn restart_cold(&mut self) {
         self.stop();
-        machine::evict(&self.dir(), None);
+        machine::evict(&self.pool_dir(), None);
         self.relaunch();
     }
 
@@ -99,7 +99,8 @@ impl Daemon {
         took
     }
 
-    fn dir(&self) -> PathBuf {
+    /// What `rowctl --dir` takes.
+    pub fn pool_dir(&self) -> PathBuf {
         self.home.path().join("dir")
     }
 
@@ -109,7 +110,7 @@ impl Daemon {
     }
 
     pub fn nbd_socket(&self) -> PathBuf {
-        self.dir().join("nbd.sock")
+        self.pool_dir().join("nbd.sock")
     }
 
     /// The address of an export.
@@ -201,9 +202,18 @@ impl Daemon {
         if self.running.is_none() {
             return;
         }
-        let text = machine::field(&format!("/proc/{}/status", self.pid()), "VmHWM");
+        let text = self.status_field("VmHWM");
         let kib: u64 = text.trim_end_matches(" kB").parse().expect("a number of KiB");
         MEMORY_MAX.fetch_max(kib << 10, Ordering::Relaxed);
+    }
+
+    /// A field of what the kernel says of it.
+    pub fn status_field(&self, name: &str) -> String {
+        machine::field(&self.proc().join("status").display().to_string(), name)
+    }
+
+    pub fn proc(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}", self.pid()))
     }
 
     fn pid(&self) -> u32 {

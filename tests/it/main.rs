@@ -37,6 +37,7 @@ mod policies;
 mod protocol;
 mod rollback;
 mod safety;
+mod scale;
 mod tidy;
 mod trash;
 mod usage;

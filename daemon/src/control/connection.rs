@@ -10,11 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rowd_proto::{
-    Access, Greeting, Id, LineBuffer, Method, PROTOCOL, REQUEST_BYTES_MAX, Rejection, Request,
-    Response, ServerInfo, Version2, parse_request, to_line,
+    Access, Greeting, LineBuffer, Method, PROTOCOL, REQUEST_BYTES_MAX, Rejection, Request,
+    Response, ServerInfo, parse_request, to_line,
 };
 use serde::Serialize;
-use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -154,12 +153,11 @@ impl Connection {
             Ok(request) => request,
             Err(rejection) => return send(sender, &Response::from(rejection)).await,
         };
-        let id = request.id.clone();
         match self.carry_out(request).await {
-            Ok(Outcome::Reply(result)) => send(sender, &reply(id, result)).await,
-            Ok(Outcome::Subscribe { after, reply: result }) => {
+            Ok(Outcome::Reply(line)) => send_line(sender, &line).await,
+            Ok(Outcome::Subscribe { after, reply }) => {
                 // The reply first: it tells the client where the events that follow begin.
-                send(sender, &reply(id, result)).await?;
+                send_line(sender, &reply).await?;
                 let (engine, sender) = (Arc::clone(&self.services.engine), Arc::clone(sender));
                 self.stream = Some(EventStream(tokio::spawn(stream_events(engine, sender, after))));
                 Ok(())
@@ -175,12 +173,13 @@ impl Connection {
         };
         let refused = self.refused(method);
         let (services, by, role) = (self.services.clone(), self.actor, self.role);
+        let asked = id.clone();
         let called = spawn_blocking(move || {
             let began = Instant::now();
             let kept = (method.access() == Access::Admin).then(|| params.clone());
             let outcome = match refused {
                 Some(error) => Err(error.into()),
-                None => handlers::call(&services, by, method, params),
+                None => handlers::call(&services, by, (&asked, method), params),
             };
             if let Some(params) = kept {
                 let failed = outcome.as_ref().err().map(Failure::told);
@@ -231,10 +230,6 @@ fn refusal(error: Error) -> Rejection {
     Rejection::failed(None, convert::error_body(&error))
 }
 
-fn reply(id: Id, result: Value) -> Response {
-    Response { jsonrpc: Version2::V2, id: Some(id), result: Some(result), error: None }
-}
-
 fn greeting(role: Role) -> Greeting {
     Greeting {
         rowd: ServerInfo {
@@ -267,7 +262,12 @@ async fn send<T: Serialize>(sender: &Sender, message: &T) -> Result<(), Gone> {
         error!(%error, "a reply cannot be encoded");
         Gone
     })?;
-    let write = async { sender.lock().await.write_all(&line).await };
+    send_line(sender, &line).await
+}
+
+/// Sends a line.
+async fn send_line(sender: &Sender, line: &[u8]) -> Result<(), Gone> {
+    let write = async { sender.lock().await.write_all(line).await };
     match timeout(REPLY_DEADLINE, write).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(Gone),

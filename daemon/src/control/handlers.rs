@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rowd_proto as proto;
-use rowd_proto::{Call, DIFF_PAGE_MAX, ErrorBody, Method, Notification, Version2};
+use rowd_proto::{
+    Call, DIFF_PAGE_MAX, ErrorBody, Id, Method, Notification, Reply, Version2, to_line,
+};
 use serde_json::{Map, Value};
 
 use crate::engine::Engine;
@@ -33,12 +35,10 @@ const EVENTS_PAGE_MAX: usize = 1000;
 
 /// What a method came to.
 pub(super) enum Outcome {
-    Reply(Value),
+    /// The line of the reply.
+    Reply(Vec<u8>),
     /// Reply, then send events after this one.
-    Subscribe {
-        after: u64,
-        reply: Value,
-    },
+    Subscribe { after: u64, reply: Vec<u8> },
 }
 
 /// Why there is no outcome.
@@ -69,10 +69,10 @@ impl From<Error> for Failure {
 pub(super) fn call(
     services: &Services,
     by: Actor,
-    method: Method,
+    (id, method): (&Id, Method),
     params: Map<String, Value>,
 ) -> Result<Outcome, Failure> {
-    let ask = Ask { services, by, params };
+    let ask = Ask { services, by, id, params };
     match method {
         Method::DiskCreate => ask.reply(disk_create),
         Method::DiskList => ask.reply(disk_list),
@@ -168,6 +168,7 @@ pub(super) fn call(
 struct Ask<'a> {
     services: &'a Services,
     by: Actor,
+    id: &'a Id,
     params: Map<String, Value>,
 }
 
@@ -177,7 +178,7 @@ impl Ask<'_> {
         handler: fn(&Arc<Engine>, Actor, C) -> Result<C::Reply>,
     ) -> Result<Outcome, Failure> {
         let params = decode(self.params)?;
-        encode(&handler(&self.services.engine, self.by, params)?).map(Outcome::Reply)
+        encode(self.id, &handler(&self.services.engine, self.by, params)?).map(Outcome::Reply)
     }
 
     /// As `reply`, for a handler that needs more than the engine.
@@ -186,13 +187,13 @@ impl Ask<'_> {
         handler: fn(&Services, Actor, C) -> Result<C::Reply>,
     ) -> Result<Outcome, Failure> {
         let params = decode(self.params)?;
-        encode(&handler(self.services, self.by, params)?).map(Outcome::Reply)
+        encode(self.id, &handler(self.services, self.by, params)?).map(Outcome::Reply)
     }
 
     fn subscribe(self) -> Result<Outcome, Failure> {
         let params: proto::EventsSubscribe = decode(self.params)?;
         let after = params.after.unwrap_or_else(|| last_event(&self.services.engine));
-        let reply = encode(&proto::EventsFrom { after })?;
+        let reply = encode(self.id, &proto::EventsFrom { after })?;
         Ok(Outcome::Subscribe { after, reply })
     }
 }
@@ -201,9 +202,8 @@ fn decode<C: Call>(params: Map<String, Value>) -> Result<C, Failure> {
     serde_json::from_value(Value::Object(params)).map_err(|e| Failure::Params(e.to_string()))
 }
 
-fn encode<T: serde::Serialize>(reply: &T) -> Result<Value, Failure> {
-    serde_json::to_value(reply)
-        .map_err(|e| Error::internal(format!("the reply cannot be encoded: {e}")).into())
+fn encode<T: serde::Serialize>(id: &Id, reply: &T) -> Result<Vec<u8>, Failure> {
+    to_line(&Reply::new(id, reply)).map_err(Failure::Failed)
 }
 
 fn disk_create(engine: &Arc<Engine>, by: Actor, ask: proto::DiskCreate) -> Result<proto::Disk> {

@@ -5,7 +5,7 @@
 //! Absent: the index of names; the engine has it.
 
 use crate::engine::Engine;
-use crate::engine::api::SnapshotInfo;
+use crate::engine::SnapshotName;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{DiskId, GroupId, ImageId, InstanceId, PolicyId, SnapshotId};
 
@@ -32,7 +32,7 @@ pub(super) fn disk(engine: &Engine, name: &str) -> Result<DiskId> {
     engine.find_disk(name).map_err(|error| {
         advise(error, || match engine.find_snapshot(name) {
             Ok(_) => Some(format!("'{name}' is a snapshot, not a disk")),
-            Err(_) => closest(name, engine.disks().into_iter().map(|disk| disk.name)),
+            Err(_) => closest(name, engine.disk_names().into_iter()),
         })
     })
 }
@@ -42,7 +42,7 @@ pub(super) fn chain(engine: &Engine, name: &str) -> Result<DiskId> {
     match disk(engine, name) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let id = DiskId::from(name);
-            engine.chain(&id).map(|_| id).map_err(|_| error)
+            if engine.has_chain(&id) { Ok(id) } else { Err(error) }
         }
         found => found,
     }
@@ -54,20 +54,20 @@ pub(super) fn snapshot(engine: &Engine, name: &str) -> Result<SnapshotId> {
         Err(error) if error.kind() == ErrorKind::NotFound => error,
         found => return found,
     };
-    let all = engine.snapshots(None);
     if !name.contains('@') {
-        match all.iter().filter(|one| one.name == name).collect::<Vec<_>>().as_slice() {
+        match engine.snapshots_called(Some(name)).as_slice() {
             [] => {}
             [one] => return Ok(one.id.clone()),
             several => return Err(ambiguous(name, several)),
         }
     }
+    let all = || engine.snapshots_called(None).into_iter();
     Err(advise(error, || match engine.find_disk(name) {
         Ok(_) => Some(format!(
             "'{name}' is a disk, not a snapshot; snapshots of it: rowctl snapshot list {name}"
         )),
-        Err(_) if name.contains('@') => closest(name, all.iter().map(full_name)),
-        Err(_) => closest(name, all.iter().map(|one| one.name.clone())),
+        Err(_) if name.contains('@') => closest(name, all().map(|one| one.full)),
+        Err(_) => closest(name, all().map(|one| one.name)),
     }))
 }
 
@@ -135,10 +135,10 @@ pub(super) fn origin(engine: &Engine, name: &str) -> Result<Origin> {
         image => image?,
     };
     if !name.starts_with(ImageId::PREFIX)
-        && let Some(other) = engine.snapshots(None).iter().find(|one| one.name == name)
+        && let Some(other) = engine.snapshots_called(Some(name)).first()
     {
         return Err(Error::invalid(format!("'{name}' is an image and a snapshot"))
-            .hint(format!("the image is {image}, the snapshot {}", full_name(other))));
+            .hint(format!("the image is {image}, the snapshot {}", other.full)));
     }
     Ok(Origin::Image(image))
 }
@@ -171,15 +171,9 @@ pub(super) fn object(engine: &Engine, name: &str) -> Result<Object> {
     }
 }
 
-/// `disk@snapshot`, with the id of a disk that is gone.
-pub(super) fn full_name(snapshot: &SnapshotInfo) -> String {
-    let disk = snapshot.disk_name.as_deref().unwrap_or(snapshot.disk_id.as_str());
-    format!("{disk}@{}", snapshot.name)
-}
-
-fn ambiguous(name: &str, several: &[&SnapshotInfo]) -> Error {
+fn ambiguous(name: &str, several: &[SnapshotName]) -> Error {
     let mut shown: Vec<String> =
-        several.iter().take(CANDIDATES_SHOWN).map(|one| full_name(one)).collect();
+        several.iter().take(CANDIDATES_SHOWN).map(|one| one.full.clone()).collect();
     if several.len() > CANDIDATES_SHOWN {
         shown.push("...".to_owned());
     }

@@ -7,6 +7,7 @@
 
 mod copy;
 mod image;
+mod index;
 mod op;
 mod policy;
 mod presence;
@@ -27,6 +28,7 @@ use crate::crypt::master::Wrapped;
 use crate::error::{Error, Result};
 use crate::units::{CopyId, DiskId, GroupId, ImageId, InstanceId, PolicyId, SnapshotId, TreeId};
 pub use image::{DataRecord, ImageRecord};
+pub use index::Counts;
 pub use op::{Entry, Op};
 pub use policy::PolicyRecord;
 pub use record::{
@@ -60,6 +62,7 @@ pub struct Catalogue {
     pub protected: BTreeSet<String>,
     pub next_tree: u32,
     names: HashMap<String, DiskId>,
+    index: index::Index,
     dirty: BTreeSet<String>,
 }
 
@@ -105,7 +108,9 @@ impl Catalogue {
         self.next_tree = self.next_tree.max(disk.tree.0 + 1);
         if let Some(old) = self.disks.get(&disk.id) {
             self.names.remove(&old.name);
+            self.index.remove_disk(old);
         }
+        self.index.add_disk(&disk);
         self.names.insert(disk.name.clone(), disk.id.clone());
         self.disks.insert(disk.id.clone(), disk);
     }
@@ -113,19 +118,26 @@ impl Catalogue {
     pub fn put_snapshot(&mut self, snapshot: SnapshotRecord) {
         self.dirty.insert(format!("snapshot/{}", snapshot.id));
         self.next_tree = self.next_tree.max(snapshot.tree.0 + 1);
+        if let Some(old) = self.snapshots.get(&snapshot.id) {
+            self.index.remove_snapshot(old);
+        }
+        self.index.add_snapshot(&snapshot);
         self.snapshots.insert(snapshot.id.clone(), snapshot);
     }
 
     pub fn remove_disk(&mut self, id: &DiskId) -> Option<DiskRecord> {
         let disk = self.disks.remove(id)?;
         self.names.remove(&disk.name);
+        self.index.remove_disk(&disk);
         self.dirty.insert(format!("disk/{id}"));
         Some(disk)
     }
 
     pub fn remove_snapshot(&mut self, id: &SnapshotId) -> Option<SnapshotRecord> {
+        let snapshot = self.snapshots.remove(id)?;
         self.dirty.insert(format!("snapshot/{id}"));
-        self.snapshots.remove(id)
+        self.index.remove_snapshot(&snapshot);
+        Some(snapshot)
     }
 
     pub fn put_group(&mut self, group: GroupRecord) {
@@ -169,12 +181,16 @@ impl Catalogue {
 
     /// Forgets the key of a family that has no disk and no snapshot left; whether it did.
     pub fn drop_unused_key(&mut self, tree: TreeId) -> bool {
-        let used = self.disks.values().any(|disk| disk.tree == tree)
-            || self.trash.values().any(|one| one.disk.tree == tree)
-            || self.snapshots.values().any(|snapshot| snapshot.tree == tree);
-        if used || self.keys.remove(&tree).is_none() {
+        if !self.keys.contains_key(&tree) {
             return false;
         }
+        let used = self.has_snapshots(tree)
+            || self.disks.values().any(|disk| disk.tree == tree)
+            || self.trash.values().any(|one| one.disk.tree == tree);
+        if used {
+            return false;
+        }
+        self.keys.remove(&tree);
         self.dirty.insert(format!("key/{tree}"));
         true
     }
@@ -208,29 +224,9 @@ impl Catalogue {
         self.disks.get(self.names.get(name)?)
     }
 
-    /// The snapshots of a disk, oldest first.
-    #[must_use]
-    pub fn snapshots_of(&self, disk: &DiskId) -> Vec<&SnapshotRecord> {
-        let mut found: Vec<_> = self.snapshots.values().filter(|s| s.disk == *disk).collect();
-        found.sort_by_key(|s| (s.tree, s.node));
-        found
-    }
-
     #[must_use]
     pub fn group_named(&self, name: &str) -> Option<&GroupRecord> {
         self.groups.values().find(|group| group.name == name)
-    }
-
-    #[must_use]
-    pub fn snapshot_named(&self, disk: &DiskId, name: &str) -> Option<&SnapshotRecord> {
-        self.snapshots.values().find(|s| s.disk == *disk && s.name == name)
-    }
-
-    /// The disks that were made from a snapshot and still exist.
-    #[must_use]
-    pub fn made_from(&self, snapshot: &SnapshotId) -> Vec<DiskId> {
-        let made = self.disks.values().filter(|d| d.origin.as_ref() == Some(snapshot));
-        made.map(|d| d.id.clone()).collect()
     }
 
     /// The records that changed since the last call, for a checkpoint.

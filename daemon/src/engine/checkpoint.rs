@@ -85,8 +85,9 @@ impl Engine {
                 }
             }
             cut_nodes(&tree, &mut changes)?;
-            let (tables, roots) = (tree.frozen(), roots(&tree));
+            let tables = tree.frozen();
             if !tables.is_empty() {
+                let roots = roots(&tree);
                 trees.push(TreeCut { tree, tables, roots });
             }
         }

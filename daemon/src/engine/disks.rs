@@ -236,7 +236,7 @@ impl Engine {
         let disk = self.record(id)?;
         let newest = {
             let catalogue = self.catalogue.read();
-            let of_disk = catalogue.snapshots_of(id).into_iter();
+            let of_disk = catalogue.snapshots_of(id);
             of_disk.filter(|s| s.kind == Kind::Undo).max_by_key(|s| s.node).cloned()
         };
         let Some(snapshot) = newest else {

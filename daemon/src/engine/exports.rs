@@ -89,7 +89,7 @@ impl Engine {
             // A hole is not yet what it is going to be.
             return Ok(Vec::new());
         }
-        let held = catalogue.snapshots_of(&disk).into_iter().filter(|s| s.is_held());
+        let held = catalogue.snapshots_of(&disk).filter(|s| s.is_held());
         Ok(held.map(|s| s.name.clone()).collect())
     }
 

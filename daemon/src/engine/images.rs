@@ -331,7 +331,7 @@ impl Engine {
     /// As [`Engine::check_unpinned`], but for one image.
     fn check_pins(&self, snapshot: &SnapshotRecord, but: Option<&ImageId>) -> Result<()> {
         let catalogue = self.catalogue.read();
-        let images = catalogue.images_with(&snapshot.id).into_iter();
+        let images = catalogue.images_with(&snapshot.id);
         let names: Vec<(&ImageId, &str)> = images
             .filter(|image| Some(&image.id) != but)
             .map(|image| (&image.id, image.name.as_str()))
@@ -349,7 +349,7 @@ impl Engine {
     pub(super) fn check_undo_unpinned(&self, disk: &DiskRecord) -> Result<()> {
         let undo: Vec<SnapshotRecord> = {
             let catalogue = self.catalogue.read();
-            let all = catalogue.snapshots_of(&disk.id).into_iter();
+            let all = catalogue.snapshots_of(&disk.id);
             all.filter(|snapshot| snapshot.kind == Kind::Undo).cloned().collect()
         };
         undo.iter().try_for_each(|snapshot| {

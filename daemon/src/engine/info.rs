@@ -3,11 +3,13 @@
 //! Invariants: byte counts come from the counters of the nodes, exact at the instant of the question.
 //! Absent: changes.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Engine;
 use super::api::{Actor, ChainInfo, DiskInfo, Event, PoolStatus, SnapshotInfo, SnapshotStatus};
-use super::catalogue::{DiskRecord, Kind, SnapshotRecord};
+use super::catalogue::{DiskRecord, SnapshotRecord};
 use super::clients::Subject;
 use crate::crypt::Sealing;
 use crate::error::{Error, Result};
@@ -28,8 +30,10 @@ impl Engine {
     pub fn disks(&self) -> Vec<DiskInfo> {
         let mut records: Vec<_> = self.catalogue.read().disks.values().cloned().collect();
         records.sort_by(|a, b| a.name.cmp(&b.name));
+        let trees = self.refreshed(records.iter().map(|record| record.tree));
         // One that is deleted this instant is left out.
-        records.into_iter().filter_map(|record| self.disk_info(record).ok()).collect()
+        let told = |record: DiskRecord| self.disk_told(trees.get(&record.tree)?, record).ok();
+        records.into_iter().filter_map(told).collect()
     }
 
     /// # Errors
@@ -43,11 +47,18 @@ impl Engine {
     pub fn snapshots(&self, disk: Option<&DiskId>) -> Vec<SnapshotInfo> {
         let mut records: Vec<SnapshotRecord> = {
             let catalogue = self.catalogue.read();
-            let of = |s: &&SnapshotRecord| disk.is_none_or(|disk| s.disk == *disk);
-            catalogue.snapshots.values().filter(of).cloned().collect()
+            match disk {
+                Some(disk) => catalogue.snapshots_of(disk).cloned().collect(),
+                None => catalogue.snapshots.values().cloned().collect(),
+            }
         };
         records.sort_by_key(|record| (record.created_at, record.tree, record.node));
-        records.into_iter().filter_map(|record| self.snapshot_info(record).ok()).collect()
+        let trees = self.refreshed(records.iter().map(|record| record.tree));
+        let told = |record: SnapshotRecord| {
+            let tree = trees.get(&record.tree)?;
+            self.snapshot_told(tree, record).ok()
+        };
+        records.into_iter().filter_map(told).collect()
     }
 
     /// The snapshots of one disk with their sizes.
@@ -75,10 +86,8 @@ impl Engine {
     /// The chains of all disks that have or had snapshots.
     #[must_use]
     pub fn chains(&self) -> Vec<ChainInfo> {
-        let mut ids: Vec<DiskId> =
-            self.catalogue.read().snapshots.values().map(|s| s.disk.clone()).collect();
+        let mut ids: Vec<DiskId> = self.catalogue.read().disks_with_snapshots().cloned().collect();
         ids.sort();
-        ids.dedup();
         ids.into_iter().filter_map(|id| self.chain(&id).ok()).collect()
     }
 
@@ -189,6 +198,17 @@ impl Engine {
     pub(super) fn exclusive_bytes(&self, tree: TreeId, node: Epoch) -> Result<u64> {
         let tree = self.tree(tree);
         refresh(&tree);
+        self.exclusive_of(&tree, node)
+    }
+
+    /// Trees by their ids, with counters as they are now.
+    fn refreshed(&self, ids: impl Iterator<Item = TreeId>) -> BTreeMap<TreeId, Arc<Tree>> {
+        let ids: BTreeSet<TreeId> = ids.collect();
+        let trees = ids.into_iter().map(|id| (id, self.tree(id)));
+        trees.inspect(|(_, tree)| refresh(tree)).collect()
+    }
+
+    fn exclusive_of(&self, tree: &Tree, node: Epoch) -> Result<u64> {
         let (children, lineages, own) = {
             let nodes = tree.nodes.lock();
             let Some(found) = nodes.all.get(&node) else { return Ok(0) };
@@ -231,13 +251,17 @@ impl Engine {
 
     fn disk_info(&self, record: DiskRecord) -> Result<DiskInfo> {
         let tree = self.tree(record.tree);
-        let exclusive_bytes = self.exclusive_bytes(record.tree, record.head)?;
+        refresh(&tree);
+        self.disk_told(&tree, record)
+    }
+
+    fn disk_told(&self, tree: &Tree, record: DiskRecord) -> Result<DiskInfo> {
+        let exclusive_bytes = self.exclusive_of(tree, record.head)?;
         let mapped = mapped_blocks(&tree.nodes.lock(), record.head);
         let attachment = self.attachment_info(&record);
         let filling = self.filling_info(&record.id);
         let catalogue = self.catalogue.read();
-        let snapshots = catalogue.snapshots_of(&record.id);
-        let kept = snapshots.iter().filter(|s| s.kind != Kind::Undo).count() as u64;
+        let kept = catalogue.counts_of(&record.id).kept() as u64;
         let instance = catalogue.instance_of(&record);
         let origin = record.origin.map(|id| {
             let exists = catalogue.snapshots.contains_key(&id);
@@ -278,24 +302,28 @@ impl Engine {
     }
 
     fn snapshot_info(&self, record: SnapshotRecord) -> Result<SnapshotInfo> {
-        let held = record.is_held();
-        let exclusive_bytes =
-            if held { self.exclusive_bytes(record.tree, record.node)? } else { 0 };
-        let presence = self.presence_info(&record);
         let tree = self.tree(record.tree);
+        refresh(&tree);
+        self.snapshot_told(&tree, record)
+    }
+
+    fn snapshot_told(&self, tree: &Tree, record: SnapshotRecord) -> Result<SnapshotInfo> {
+        let held = record.is_held();
+        let exclusive_bytes = if held { self.exclusive_of(tree, record.node)? } else { 0 };
+        let presence = self.presence_info(&record);
         let catalogue = self.catalogue.read();
         let nodes = tree.nodes.lock();
         let stored = nodes.all.get(&record.node).filter(|_| held).map_or(0, |node| node.live);
-        let parent = nodes.ancestry(record.node).skip(1).find_map(|(epoch, _)| {
-            let here = |s: &&SnapshotRecord| s.tree == record.tree && s.node == epoch;
-            catalogue.snapshots.values().find(here).map(|s| s.id.clone())
-        });
+        let mut above = nodes.ancestry(record.node).skip(1);
+        let parent =
+            above.find_map(|(epoch, _)| catalogue.snapshot_at(record.tree, epoch)).cloned();
+        drop(above);
         Ok(SnapshotInfo {
             encrypted: catalogue.keys.contains_key(&record.tree),
             protected: catalogue.is_protected(record.id.as_str()),
             clients: self.clients.of(&Subject::Snapshot(record.id.clone())),
             made_disks: catalogue.made_from(&record.id),
-            images: catalogue.images_with(&record.id).iter().map(|one| one.id.clone()).collect(),
+            images: catalogue.images_with(&record.id).map(|one| one.id.clone()).collect(),
             disk_name: catalogue.disks.get(&record.disk).map(|disk| disk.name.clone()),
             id: record.id,
             name: record.name,

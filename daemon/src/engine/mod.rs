@@ -65,6 +65,7 @@ use catalogue::{Catalogue, Cut, DiskRecord, Entry, NewDisk, Op, SnapshotRecord, 
 pub use clients::{ClientGuard, Hangup, Pin};
 pub use disks::{RETURNED, TAGS_MAX};
 pub use exports::Target;
+pub use names::SnapshotName;
 
 /// The largest pool: block numbers have 40 bits, and the journal takes some of them.
 pub const MAX_POOL_BYTES: u64 = 1 << 51;

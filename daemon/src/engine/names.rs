@@ -7,7 +7,7 @@
 use jiff::Timestamp;
 
 use super::Engine;
-use super::catalogue::{Catalogue, Kind, SnapshotRecord};
+use super::catalogue::{Catalogue, SnapshotRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{DiskId, SnapshotId};
 
@@ -71,6 +71,15 @@ fn is_reserved(c: char) -> bool {
     c.is_control() || c.is_whitespace() || matches!(c, '@' | '/' | '\\' | '"' | '\'')
 }
 
+/// A snapshot by its names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotName {
+    pub id: SnapshotId,
+    pub name: String,
+    /// `disk@snapshot`, with the id of a disk that is gone.
+    pub full: String,
+}
+
 impl Engine {
     /// The disk that an id, a name or a unique beginning of an id means.
     ///
@@ -122,6 +131,36 @@ impl Engine {
         self.catalogue.read().snapshot_named(disk, name).map(|found| found.id.clone())
     }
 
+    /// The snapshots of that name, of whatever disks, with their full names; with none named all there are. It works
+    /// out no sizes.
+    #[must_use]
+    pub fn snapshots_called(&self, name: Option<&str>) -> Vec<SnapshotName> {
+        let catalogue = self.catalogue.read();
+        let fits = |one: &&SnapshotRecord| name.is_none_or(|name| one.name == name);
+        let told = |one: &SnapshotRecord| {
+            let disk = catalogue.disks.get(&one.disk);
+            let disk = disk.map_or(one.disk.as_str(), |disk| disk.name.as_str());
+            let full = format!("{disk}@{}", one.name);
+            SnapshotName { id: one.id.clone(), name: one.name.clone(), full }
+        };
+        let mut found: Vec<&SnapshotRecord> = catalogue.snapshots.values().filter(fits).collect();
+        found.sort_by_key(|one| (one.created_at, one.tree, one.node));
+        found.into_iter().map(told).collect()
+    }
+
+    /// The names of all disks.
+    #[must_use]
+    pub fn disk_names(&self) -> Vec<String> {
+        self.catalogue.read().disks.values().map(|disk| disk.name.clone()).collect()
+    }
+
+    /// Whether a disk is there, or snapshots of it.
+    #[must_use]
+    pub fn has_chain(&self, id: &DiskId) -> bool {
+        let catalogue = self.catalogue.read();
+        catalogue.disks.contains_key(id) || catalogue.snapshots_of(id).next().is_some()
+    }
+
     /// `disk@snapshot`, with the id of a disk that is gone. It works out no sizes either.
     ///
     /// # Errors
@@ -149,12 +188,12 @@ fn find_of_disk<'a>(
     if let Some(found) = catalogue.snapshot_named(&id, name) {
         return Ok(found);
     }
-    let known = catalogue.disks.contains_key(&id) || !catalogue.snapshots_of(&id).is_empty();
+    let known = catalogue.disks.contains_key(&id) || catalogue.snapshots_of(&id).next().is_some();
     if !known {
         return Err(Error::not_found(format!("no disk is called {disk:?}"))
             .hint("see `rowctl disk list`; snapshots of deleted disks: `rowctl chain list`"));
     }
-    let count = catalogue.snapshots_of(&id).iter().filter(|s| s.kind != Kind::Undo).count();
+    let count = catalogue.counts_of(&id).kept();
     let hint = match count {
         0 => format!("{disk} has no snapshots; `rowctl snapshot create {disk}` makes one"),
         _ => format!("see `rowctl snapshot list {disk}`"),

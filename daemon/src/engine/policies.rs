@@ -5,7 +5,7 @@
 //! is in use.
 //! Absent: when a policy is due and what has had its time (`policy/`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeSet;
 
 use super::api::policy::{
     AutomaticSpec, Hold, Kept, KeptOfDisk, LastRun, PolicyChange, PolicyInfo, PolicySpec,
@@ -275,10 +275,7 @@ impl Engine {
     pub fn automatic_remove(&self, id: &SnapshotId, kind: &str, why: &str) -> Result<bool> {
         let _shape = self.shape.lock();
         let Ok(snapshot) = self.snapshot_record(id) else { return Ok(false) };
-        let in_use = {
-            let catalogue = self.catalogue.read();
-            !catalogue.made_from(id).is_empty() || self.held(&catalogue, &snapshot).is_some()
-        };
+        let in_use = self.held(&self.catalogue.read(), &snapshot).is_some();
         if snapshot.kind != Kind::Auto || in_use || self.check_no_filling(&snapshot).is_err() {
             return Ok(false);
         }
@@ -293,47 +290,68 @@ impl Engine {
         Ok(true)
     }
 
-    /// The automatic snapshots of all disks, those that are gone included.
+    /// The automatic snapshots of a disk, which may be gone.
     #[must_use]
-    pub fn automatics(&self) -> BTreeMap<DiskId, KeptOfDisk> {
+    pub fn automatics(&self, disk: &DiskId) -> KeptOfDisk {
         let catalogue = self.catalogue.read();
-        let made: HashMap<&SnapshotId, &str> = catalogue
-            .disks
-            .values()
-            .filter_map(|disk| Some((disk.origin.as_ref()?, disk.name.as_str())))
-            .collect();
-        let mut all: BTreeMap<DiskId, KeptOfDisk> = BTreeMap::new();
-        for snapshot in catalogue.snapshots.values() {
-            let (Kind::Auto, Some(automatic)) = (snapshot.kind, &snapshot.automatic) else {
-                continue;
-            };
-            let made = made.get(&snapshot.id).map(|name| format!("disk {name} was made from it"));
-            let kept = Kept {
+        let kept = |snapshot: &SnapshotRecord| {
+            let automatic = snapshot.automatic.as_ref().filter(|_| snapshot.kind == Kind::Auto)?;
+            Some(Kept {
                 id: snapshot.id.clone(),
                 name: snapshot.name.clone(),
                 created_at: snapshot.created_at,
                 expires_at: snapshot.expires_at,
                 automatic: automatic.clone(),
-                held: made.or_else(|| self.held(&catalogue, snapshot)),
-            };
-            let of_disk = all.entry(snapshot.disk.clone()).or_insert_with(|| KeptOfDisk {
-                name: catalogue.disk_or_trash(&snapshot.disk).map(|disk| disk.name.clone()),
-                snapshots: Vec::new(),
-            });
-            of_disk.snapshots.push(kept);
+                held: self.held(&catalogue, snapshot),
+            })
+        };
+        KeptOfDisk {
+            name: catalogue.disk_or_trash(disk).map(|disk| disk.name.clone()),
+            snapshots: catalogue.snapshots_of(disk).filter_map(kept).collect(),
         }
-        all
     }
 
-    /// Why an automatic snapshot cannot go, apart from disks that were made from it where many are asked about.
+    /// The disks of which there are snapshots that a policy has made.
+    #[must_use]
+    pub fn disks_served_by(&self, policy: &PolicyId) -> BTreeSet<DiskId> {
+        let catalogue = self.catalogue.read();
+        let made =
+            |one: &&SnapshotRecord| one.automatic.as_ref().is_some_and(|a| a.policy == *policy);
+        catalogue.snapshots.values().filter(made).map(|one| one.disk.clone()).collect()
+    }
+
+    /// When the newest automatic snapshot was made.
+    #[must_use]
+    pub fn newest_automatic(&self) -> Option<u64> {
+        let catalogue = self.catalogue.read();
+        let automatic = catalogue.snapshots.values().filter(|one| one.kind == Kind::Auto);
+        automatic.map(|one| one.created_at).max()
+    }
+
+    /// The disks some of whose automatic snapshots may have to go: their time is over, or their number has changed
+    /// since the last call.
+    #[must_use]
+    pub fn disks_to_prune(&self, at: u64) -> BTreeSet<DiskId> {
+        let mut catalogue = self.catalogue.write();
+        let mut disks = catalogue.take_stirred();
+        let over = catalogue.ended(at).filter(|one| one.kind == Kind::Auto);
+        disks.extend(over.map(|one| one.disk.clone()));
+        disks
+    }
+
+    /// Why an automatic snapshot cannot go.
     fn held(&self, catalogue: &Catalogue, snapshot: &SnapshotRecord) -> Option<String> {
-        if let Some(image) = catalogue.images_with(&snapshot.id).first() {
+        if let Some(disk) = catalogue.made_from(&snapshot.id).first() {
+            let name = catalogue.disks.get(disk).map_or(disk.as_str(), |disk| disk.name.as_str());
+            return Some(format!("disk {name} was made from it"));
+        }
+        if let Some(image) = catalogue.images_with(&snapshot.id).next() {
             return Some(format!("image {} is made of it", image.name));
         }
         if catalogue.is_protected(snapshot.id.as_str()) {
             return Some("it is protected".to_owned());
         }
-        if catalogue.copies.values().any(|copy| copy.snapshot == snapshot.id) {
+        if catalogue.is_being_copied(&snapshot.id) {
             return Some("it is being copied".to_owned());
         }
         if !self.clients.of(&Subject::Snapshot(snapshot.id.clone())).is_empty() {

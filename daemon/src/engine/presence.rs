@@ -159,7 +159,7 @@ impl Engine {
     pub(super) fn check_previous(&self, disk: &DiskRecord) -> Result<()> {
         let found = {
             let catalogue = self.catalogue.read();
-            let mut of_disk = catalogue.snapshots_of(&disk.id).into_iter();
+            let mut of_disk = catalogue.snapshots_of(&disk.id);
             of_disk.find_map(|snapshot| {
                 let presence = snapshot.presence.as_ref()?;
                 let copy = catalogue.copies.get(&presence.copy)?;
@@ -284,7 +284,7 @@ impl Engine {
         let due: Vec<SnapshotId> = {
             let catalogue = self.catalogue.read();
             let due = |s: &&SnapshotRecord| s.presence.as_ref().is_some_and(|p| p.is_due(at));
-            catalogue.snapshots.values().filter(due).map(|s| s.id.clone()).collect()
+            catalogue.leaving().filter(due).map(|s| s.id.clone()).collect()
         };
         due.iter().try_for_each(|id| self.leave_if_due(Actor::DAEMON, id))
     }
@@ -375,9 +375,13 @@ impl Engine {
     /// Refuses to part with a snapshot whose copy a disk is still filled from.
     pub(super) fn check_no_filling(&self, snapshot: &SnapshotRecord) -> Result<()> {
         let Some(presence) = &snapshot.presence else { return Ok(()) };
-        let filling = self.fillings().into_iter().find(|one| one.copy == presence.copy);
-        let Some(filling) = filling else { return Ok(()) };
-        let disk = self.disk_name(&filling.disk);
+        let disk = {
+            let catalogue = self.catalogue.read();
+            let filling = catalogue.fillings.values().find(|one| one.copy == presence.copy);
+            filling.map(|filling| filling.disk.clone())
+        };
+        let Some(disk) = disk else { return Ok(()) };
+        let disk = self.disk_name(&disk);
         let message = format!("disk {disk} is being filled from {}", self.snapshot_label(snapshot));
         Err(Error::new(ErrorKind::InUse, message).hint("wait, or delete the disk"))
     }

@@ -154,12 +154,9 @@ impl Engine {
             let due = |s: &&SnapshotRecord| {
                 // What a disk can be taken back to that does not have its contents yet is not its snapshot alone.
                 let needed = s.kind == Kind::Undo && catalogue.fillings.contains_key(&s.disk);
-                s.kind != Kind::Auto
-                    && s.expires_at.is_some_and(|end| end <= at)
-                    && !needed
-                    && catalogue.images_with(&s.id).is_empty()
+                s.kind != Kind::Auto && !needed && catalogue.images_with(&s.id).next().is_none()
             };
-            catalogue.snapshots.values().filter(due).cloned().collect()
+            catalogue.ended(at).filter(due).cloned().collect()
         };
         for snapshot in due {
             let _shape = self.shape.lock();
@@ -213,8 +210,7 @@ impl Engine {
     }
 
     pub(super) fn check_quota(&self, disk: &DiskId, name: &str) -> Result<()> {
-        let catalogue = self.catalogue.read();
-        let manual = catalogue.snapshots_of(disk).iter().filter(|s| s.kind == Kind::Manual).count();
+        let manual = self.catalogue.read().counts_of(disk).manual;
         let quota = self.settings.quota_manual;
         if manual < quota {
             return Ok(());

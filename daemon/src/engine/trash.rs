@@ -57,14 +57,10 @@ impl Engine {
         let mut records: Vec<TrashRecord> = self.catalogue.read().trash.values().cloned().collect();
         records.sort_by_key(|one| one.order);
         let info = |TrashRecord { disk, deleted_at, until, .. }: TrashRecord| {
-            let all = self.catalogue.read();
-            let snapshots =
-                all.snapshots_of(&disk.id).iter().filter(|s| s.kind != Kind::Undo).count();
-            drop(all);
+            let snapshots = self.catalogue.read().counts_of(&disk.id).kept() as u64;
             // A node that cannot be looked at now is told without a size.
             let exclusive_bytes = self.exclusive_bytes(disk.tree, disk.head).unwrap_or(0);
             let (id, name, size) = (disk.id, disk.name, disk.size);
-            let snapshots = snapshots as u64;
             TrashInfo { id, name, size, deleted_at, until, exclusive_bytes, snapshots }
         };
         records.into_iter().map(info).collect()
@@ -195,7 +191,7 @@ impl Engine {
     /// The snapshots that go with a disk: those kept for undo, and automatic ones if that was set.
     pub(super) fn goes_with(&self, disk: &DiskRecord) -> Vec<SnapshotRecord> {
         let catalogue = self.catalogue.read();
-        let all = catalogue.snapshots_of(&disk.id).into_iter();
+        let all = catalogue.snapshots_of(&disk.id);
         let goes = |snapshot: &&SnapshotRecord| match snapshot.kind {
             Kind::Undo => true,
             Kind::Auto => disk.delete_auto && self.is_free(&catalogue, snapshot),
@@ -224,10 +220,10 @@ impl Engine {
     }
 
     fn is_free(&self, catalogue: &Catalogue, snapshot: &SnapshotRecord) -> bool {
-        catalogue.images_with(&snapshot.id).is_empty()
+        catalogue.images_with(&snapshot.id).next().is_none()
             && catalogue.made_from(&snapshot.id).is_empty()
             && !catalogue.is_protected(snapshot.id.as_str())
-            && catalogue.copies.values().all(|copy| copy.snapshot != snapshot.id)
+            && !catalogue.is_being_copied(&snapshot.id)
             && self.clients.of(&Subject::Snapshot(snapshot.id.clone())).is_empty()
     }
 
@@ -281,7 +277,7 @@ impl Engine {
         disk: &DiskRecord,
         snapshots: &[SnapshotId],
     ) -> Result<()> {
-        let of_disk = catalogue.snapshots_of(&disk.id).into_iter();
+        let of_disk = catalogue.snapshots_of(&disk.id);
         let undo: Vec<SnapshotId> =
             of_disk.filter(|s| s.kind == Kind::Undo).map(|s| s.id.clone()).collect();
         for snapshot in undo.iter().chain(snapshots) {

@@ -256,13 +256,13 @@ fn dissolve(
     child: Option<Epoch>,
     head: Option<&mut State>,
 ) -> Result<()> {
-    let gone_node = nodes.all.remove(&node).ok_or_else(|| gone(node))?;
+    let gone_node = nodes.remove(node).ok_or_else(|| gone(node))?;
     if gone_node.live != 0 {
         return Err(miscounted(node));
     }
     let Some(child) = child else { return Ok(()) };
+    nodes.adopt(child, gone_node.parent);
     let heir = nodes.all.get_mut(&child).ok_or_else(|| gone(child))?;
-    heir.parent = gone_node.parent;
     heir.own.absorb(&gone_node.own);
     let lineage = Arc::new(nodes.lineage(child));
     let heir = nodes.all.get_mut(&child).ok_or_else(|| gone(child))?;

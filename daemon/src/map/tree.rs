@@ -54,7 +54,12 @@ pub struct Frozen {
 /// The nodes of a tree and what a checkpoint must know about them.
 #[derive(Debug, Default)]
 pub struct Nodes {
+    /// Nodes come, go and change their parents through [`Nodes::insert`] and its neighbours, which know who is whose
+    /// child.
     pub all: BTreeMap<Epoch, Node>,
+    /// Parent and child.
+    children: BTreeSet<(Epoch, Epoch)>,
+    released: BTreeSet<Epoch>,
     pub next: u32,
     /// `next` as the store has it.
     pub kept_next: u32,
@@ -87,7 +92,7 @@ impl Tree {
     pub fn load(&self, epoch: Epoch, node: Node) {
         let mut nodes = self.nodes.lock();
         nodes.next = nodes.next.max(epoch.0 + 1);
-        nodes.all.insert(epoch, node);
+        nodes.insert(epoch, node);
     }
 
     /// The epoch that the next node will have.
@@ -115,7 +120,7 @@ impl Tree {
     pub fn add(&self, epoch: Epoch, parent: Option<Epoch>) {
         let mut nodes = self.nodes.lock();
         nodes.next = nodes.next.max(epoch.0 + 1);
-        nodes.all.insert(epoch, Node::new(epoch, parent));
+        nodes.insert(epoch, Node::new(epoch, parent));
         nodes.touched.insert(epoch);
     }
 
@@ -124,6 +129,7 @@ impl Tree {
         let mut nodes = self.nodes.lock();
         if let Some(node) = nodes.all.get_mut(&epoch) {
             node.released = true;
+            nodes.released.insert(epoch);
             nodes.touched.insert(epoch);
         }
     }
@@ -264,23 +270,50 @@ impl Nodes {
     /// The released nodes that can be freed now, each with its only child if it has one; ascending. One
     /// with several children waits.
     pub fn reclaimable(&self) -> impl Iterator<Item = (Epoch, Option<Epoch>)> + '_ {
-        let mut children: FxHashMap<Epoch, (usize, Epoch)> = FxHashMap::default();
-        for (epoch, node) in &self.all {
-            if let Some(parent) = node.parent {
-                children.entry(parent).or_insert((0, *epoch)).0 += 1;
+        self.released.iter().filter_map(|epoch| {
+            let mut children = self.children(*epoch);
+            match (children.next(), children.next()) {
+                (child, None) => Some((*epoch, child)),
+                _ => None,
             }
-        }
-        let released = self.all.iter().filter(|(_, node)| node.released);
-        released.filter_map(move |(epoch, _)| match children.get(epoch) {
-            None => Some((*epoch, None)),
-            Some((1, child)) => Some((*epoch, Some(*child))),
-            Some(_) => None,
         })
     }
 
-    /// The nodes whose parent this is.
+    /// The nodes whose parent this is, ascending.
     pub fn children(&self, node: Epoch) -> impl Iterator<Item = Epoch> + '_ {
-        let children = self.all.iter().filter(move |(_, child)| child.parent == Some(node));
-        children.map(|(epoch, _)| *epoch)
+        let all = (node, Epoch(0))..=(node, Epoch(u32::MAX));
+        self.children.range(all).map(|(_, child)| *child)
+    }
+
+    /// Puts a node there.
+    pub fn insert(&mut self, epoch: Epoch, node: Node) {
+        if let Some(parent) = node.parent {
+            self.children.insert((parent, epoch));
+        }
+        if node.released {
+            self.released.insert(epoch);
+        }
+        self.all.insert(epoch, node);
+    }
+
+    /// Takes a node out.
+    pub fn remove(&mut self, epoch: Epoch) -> Option<Node> {
+        let node = self.all.remove(&epoch)?;
+        if let Some(parent) = node.parent {
+            self.children.remove(&(parent, epoch));
+        }
+        self.released.remove(&epoch);
+        Some(node)
+    }
+
+    /// Gives a node another parent.
+    pub fn adopt(&mut self, epoch: Epoch, parent: Option<Epoch>) {
+        let Some(node) = self.all.get_mut(&epoch) else { return };
+        if let Some(old) = std::mem::replace(&mut node.parent, parent) {
+            self.children.remove(&(old, epoch));
+        }
+        if let Some(parent) = parent {
+            self.children.insert((parent, epoch));
+        }
     }
 }

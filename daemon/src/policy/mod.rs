@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod due;
+mod pruning;
 pub mod retention;
 pub mod schedule;
 mod scheduler;

@@ -36,6 +36,8 @@ pub struct Prune {
     pub remove: Vec<(SnapshotId, Reason)>,
     /// These are too many to go unasked: nothing is removed.
     pub too_many: bool,
+    /// Something else has had its time too, and is in use.
+    pub in_use: bool,
 }
 
 /// What is to go of the automatic snapshots of one disk. `agreed`: however many that are.
@@ -45,20 +47,20 @@ pub fn prune(now: u64, disk_exists: bool, all: &[Kept], agreed: bool) -> Prune {
     sorted.sort_by_key(|one| one.created_at);
     let newest = sorted.last().filter(|_| disk_exists).map(|one| &one.id);
     let kept_by_count = Kinds::new(&sorted);
-    let remove: Vec<(SnapshotId, Reason)> = sorted
-        .iter()
-        .filter(|one| Some(&one.id) != newest && one.held.is_none())
-        .filter_map(|one| {
-            let reason = match one.automatic.counts {
-                _ if one.expires_at.is_some_and(|end| end <= now) => Reason::Expired,
-                Some(_) if !kept_by_count.keeps(one) => Reason::Counted,
-                _ => return None,
-            };
-            Some((one.id.clone(), reason))
-        })
-        .collect();
+    let (mut remove, mut in_use) = (Vec::new(), false);
+    for one in sorted.iter().filter(|one| Some(&one.id) != newest) {
+        let reason = match one.automatic.counts {
+            _ if one.expires_at.is_some_and(|end| end <= now) => Reason::Expired,
+            Some(_) if !kept_by_count.keeps(one) => Reason::Counted,
+            _ => continue,
+        };
+        match one.held {
+            None => remove.push((one.id.clone(), reason)),
+            Some(_) => in_use = true,
+        }
+    }
     let too_many = !agreed && remove.len() > AT_ONCE.max(all.len() / 2);
-    Prune { remove, too_many }
+    Prune { remove, too_many, in_use }
 }
 
 /// The oldest ones that have to go so that at most `quota` are there, as far as they can.

@@ -3,9 +3,9 @@
 //! Invariants: one thread does all of it, so that nothing is made or removed twice; a slot that is left out is told
 //! as an event with the reason; what the clock or a mass of removals makes doubtful stands still until it is right
 //! again or somebody agrees; after a restart it goes on from what the catalogue has.
-//! Absent: what is due, and what has had its time, which are functions (`due.rs`, `retention.rs`).
+//! Absent: what is due, which is a function (`due.rs`); what has had its time (`pruning.rs`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use parking_lot::{Condvar, Mutex};
 
 use super::clock::{Clock, Jump, behind};
 use super::due::{Due, Missed, due};
-use super::retention::{Reason, evict, has_room, prune};
+use super::retention::has_room;
 use super::schedule::Timetable;
 use crate::engine::api::policy::{
-    Automatic, AutomaticSpec, CLOCK, Keep, KeptOfDisk, LastRun, PolicyInfo, Schedule,
+    Automatic, AutomaticSpec, CLOCK, Keep, LastRun, PolicyInfo, Schedule,
 };
 use crate::engine::api::{Actor, Consistency};
 use crate::engine::{Engine, now, time_of_day};
@@ -64,6 +64,8 @@ struct State {
     tables: HashMap<PolicyId, (Schedule, String, Timetable)>,
     next_look: u64,
     next_prune: u64,
+    /// Disks that are to be looked at again, because something of them was in use.
+    again: BTreeSet<DiskId>,
     begun: u64,
 }
 
@@ -170,7 +172,7 @@ impl Policies {
         }
         if ran || at >= state.next_prune {
             state.next_prune = at + PRUNE_EVERY;
-            self.prune_all(at)?;
+            self.prune_all(at, &mut state.again)?;
         }
         Ok(())
     }
@@ -182,9 +184,7 @@ impl Policies {
         let mut jump = state.clock.watch(at, steady);
         if jump.is_none() && (state.jumped || state.next_prune == 0) {
             // Once after the start, and until it is over.
-            let all = self.engine.automatics();
-            let newest = all.values().flat_map(|disk| &disk.snapshots).map(|one| one.created_at);
-            jump = behind(at, newest.max());
+            jump = behind(at, self.engine.newest_automatic());
         }
         match jump {
             Some(Jump { seconds }) => {
@@ -293,7 +293,7 @@ impl Policies {
         tally: &mut Tally,
     ) -> Result<()> {
         let quota = self.engine.settings().quota_auto;
-        let there = self.engine.automatics().remove(disk).map_or(Vec::new(), |all| all.snapshots);
+        let there = self.engine.automatics(disk).snapshots;
         let own = |automatic: &Automatic| automatic.policy == policy.id && automatic.slot == slot;
         if there.iter().any(|one| own(&one.automatic)) {
             // Made before the daemon was interrupted.
@@ -313,8 +313,7 @@ impl Policies {
         match made {
             Ok(()) => {
                 tally.made += 1;
-                let all = self.engine.automatics().remove(disk);
-                self.evict(name, &all.map_or(Vec::new(), |all| all.snapshots))
+                self.evict(name, &self.engine.automatics(disk).snapshots)
             }
             Err(error) if error.kind() == ErrorKind::Stopped => Err(error),
             Err(error) => {
@@ -352,62 +351,6 @@ impl Policies {
             }
         }
     }
-
-    /// Removes the oldest automatic snapshots beyond the quota.
-    fn evict(&self, name: &str, all: &[crate::engine::api::policy::Kept]) -> Result<()> {
-        let _pruning = self.pruning.lock();
-        for id in evict(all, self.engine.settings().quota_auto) {
-            tracing::info!(disk = name, %id, "the oldest automatic snapshot goes: quota");
-            self.remove(&id, Reason::Quota)?;
-        }
-        Ok(())
-    }
-
-    fn prune_all(&self, at: u64) -> Result<()> {
-        for (id, disk) in self.engine.automatics() {
-            if !self.engine.is_held(id.as_str()) {
-                self.prune(&id, &disk, at, false)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes those snapshots of a disk that have had their time; returns how many.
-    pub(super) fn prune(
-        &self,
-        id: &DiskId,
-        disk: &KeptOfDisk,
-        at: u64,
-        agreed: bool,
-    ) -> Result<u64> {
-        let _pruning = self.pruning.lock();
-        let found = prune(at, disk.name.is_some(), &disk.snapshots, agreed);
-        if found.too_many {
-            let name = disk.name.as_deref().unwrap_or(id.as_str());
-            let why = format!(
-                "{} of {} automatic snapshots of {name} would go at once: none does until \
-                 `rowctl policy resume {name}` agrees",
-                found.remove.len(),
-                disk.snapshots.len()
-            );
-            self.engine.policy_hold(id.as_str(), &why)?;
-            return Ok(0);
-        }
-        let mut count = 0;
-        for (snapshot, reason) in found.remove {
-            count += u64::from(self.remove(&snapshot, reason)?);
-        }
-        Ok(count)
-    }
-
-    fn remove(&self, id: &crate::units::SnapshotId, reason: Reason) -> Result<bool> {
-        let (kind, why) = match reason {
-            Reason::Expired => ("snapshot.expire", "expired: its time is over"),
-            Reason::Counted => ("snapshot.expire", "expired: there are enough newer ones"),
-            Reason::Quota => ("snapshot.evict", "removed: it was the oldest beyond the quota"),
-        };
-        self.engine.automatic_remove(id, kind, why)
-    }
 }
 
 impl State {
@@ -419,6 +362,7 @@ impl State {
             tables: HashMap::new(),
             next_look: 0,
             next_prune: 0,
+            again: BTreeSet::new(),
             begun: wall,
         }
     }

@@ -114,7 +114,8 @@ impl Policies {
         });
         let runs = next.take(runs).collect();
         let mut pruned = Vec::new();
-        for (disk, of_disk) in self.engine.automatics() {
+        for disk in self.engine.disks_served_by(id) {
+            let of_disk = self.engine.automatics(&disk);
             let label = of_disk.name.clone().unwrap_or_else(|| disk.to_string());
             let all = of_disk.snapshots;
             let gone = prune(now(), of_disk.name.is_some(), &all, true).remove;
@@ -155,10 +156,7 @@ impl Policies {
             self.engine.policy_resume(by, CLOCK)?;
             return Ok(0);
         };
-        let mut gone = 0;
-        if let Some(of_disk) = self.engine.automatics().remove(disk) {
-            gone = self.prune(disk, &of_disk, now(), true)?;
-        }
+        let gone = self.prune(disk, &self.engine.automatics(disk), now(), true)?.removed;
         self.engine.policy_resume(by, disk.as_str())?;
         Ok(gone)
     }

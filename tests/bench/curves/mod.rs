@@ -9,6 +9,7 @@ mod copy;
 mod depth;
 mod group;
 mod live;
+mod scale;
 mod space;
 
 use std::path::Path;
@@ -66,6 +67,7 @@ pub const CURVES: &[(&str, Curve)] = &[
     ("trim", space::trim),
     ("empty", space::empty),
     ("copy", copy::curve),
+    ("scale", scale::curve),
 ];
 
 /// How far two sizes may differ and still count as flat.

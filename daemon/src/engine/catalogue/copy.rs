@@ -74,12 +74,18 @@ impl Catalogue {
 
     pub fn put_copy(&mut self, copy: CopyRecord) {
         self.dirty.insert(format!("copy/{}", copy.id));
+        if let Some(old) = self.copies.get(&copy.id) {
+            self.index.remove_copy(old);
+        }
+        self.index.add_copy(&copy);
         self.copies.insert(copy.id.clone(), copy);
     }
 
     pub fn remove_copy(&mut self, id: &CopyId) -> Option<CopyRecord> {
+        let copy = self.copies.remove(id)?;
         self.dirty.insert(format!("copy/{id}"));
-        self.copies.remove(id)
+        self.index.remove_copy(&copy);
+        Some(copy)
     }
 
     pub fn put_filling(&mut self, filling: Filling) {

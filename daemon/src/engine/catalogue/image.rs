@@ -55,23 +55,23 @@ impl ImageRecord {
 impl Catalogue {
     pub fn put_image(&mut self, image: ImageRecord) {
         self.dirty.insert(format!("image/{}", image.id));
+        if let Some(old) = self.images.get(&image.id) {
+            self.index.remove_image(old);
+        }
+        self.index.add_image(&image);
         self.images.insert(image.id.clone(), image);
     }
 
     pub fn remove_image(&mut self, id: &ImageId) -> Option<ImageRecord> {
+        let image = self.images.remove(id)?;
         self.dirty.insert(format!("image/{id}"));
-        self.images.remove(id)
+        self.index.remove_image(&image);
+        Some(image)
     }
 
     #[must_use]
     pub fn image_named(&self, name: &str) -> Option<&ImageRecord> {
         self.images.values().find(|image| image.name == name)
-    }
-
-    /// The images that are made of a snapshot: it stays as long as they do.
-    #[must_use]
-    pub fn images_with(&self, snapshot: &SnapshotId) -> Vec<&ImageRecord> {
-        self.images.values().filter(|image| image.snapshots().any(|id| id == snapshot)).collect()
     }
 
     /// The images of a family, oldest first.

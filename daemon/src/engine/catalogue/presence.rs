@@ -6,16 +6,9 @@
 use super::{Catalogue, Op, SnapshotRecord};
 use crate::engine::presence::InPool;
 use crate::error::{Error, Result};
-use crate::units::{CopyId, DiskId};
+use crate::units::DiskId;
 
 impl Catalogue {
-    /// The snapshot whose presence in a repository a copy is.
-    #[must_use]
-    pub fn snapshot_with(&self, copy: &CopyId) -> Option<&SnapshotRecord> {
-        let own = |s: &&SnapshotRecord| s.presence.as_ref().is_some_and(|p| p.copy == *copy);
-        self.snapshots.values().find(own)
-    }
-
     /// Does what an entry says about where a snapshot is that changes nothing but records.
     ///
     /// # Errors
@@ -62,9 +55,9 @@ impl Catalogue {
     pub fn end_access_of(&mut self, disk: &DiskId) {
         let with = |s: &&SnapshotRecord| {
             let pool = s.presence.as_ref().map(|presence| &presence.pool);
-            s.disk == *disk && matches!(pool, Some(InPool::Access { .. }))
+            matches!(pool, Some(InPool::Access { .. }))
         };
-        let found: Vec<SnapshotRecord> = self.snapshots.values().filter(with).cloned().collect();
+        let found: Vec<SnapshotRecord> = self.snapshots_of(disk).filter(with).cloned().collect();
         for mut snapshot in found {
             if let Some(presence) = &mut snapshot.presence {
                 presence.pool = InPool::UntilCopied;
