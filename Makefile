@@ -71,8 +71,9 @@ install-files:
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(PROGRAMS)/rowd $(PROGRAMS)/rowd-freeze
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS)/rowctl
 	$(PROGRAMS)/rowctl --quiet man $(DESTDIR)$(PREFIX)/share/man/man1
-	install -d $(DESTDIR)$(PREFIX)/share/man/man8
+	install -d $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8
 	$(PROGRAMS)/rowd man > $(DESTDIR)$(PREFIX)/share/man/man8/rowd.8
+	$(PROGRAMS)/rowd man rowd.toml > $(DESTDIR)$(PREFIX)/share/man/man5/rowd.toml.5
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 		$(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	$(PROGRAMS)/rowctl completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/rowctl
@@ -95,7 +96,7 @@ install-files:
 .PHONY: uninstall
 uninstall: ## Remove what install has installed; pools and /etc/rowd stay
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,sbin/rowd sbin/rowd-freeze bin/rowctl \
-		share/man/man8/rowd.8 share/bash-completion/completions/rowctl \
+		share/man/man8/rowd.8 share/man/man5/rowd.toml.5 share/bash-completion/completions/rowctl \
 		share/zsh/site-functions/_rowctl share/fish/vendor_completions.d/rowctl.fish \
 		$(addprefix lib/systemd/system/,$(UNITS)) lib/systemd/system/modprobe@nbd.service.d/rowd.conf \
 		lib/sysusers.d/rowd.conf lib/modules-load.d/rowd.conf lib/udev/rules.d/61-rowd.rules share/doc/rowd/rowd.toml)

@@ -8,10 +8,10 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::Config;
+use crate::config::{Config, reference};
 use crate::engine::check::check;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -49,9 +49,20 @@ enum Command {
         #[arg(long)]
         no_data: bool,
     },
-    /// Prints the man page.
+    /// Prints a man page.
     #[command(hide = true)]
-    Man,
+    Man {
+        #[arg(default_value = "rowd")]
+        page: Page,
+    },
+}
+
+/// The man pages of the daemon.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Page {
+    Rowd,
+    #[value(name = "rowd.toml")]
+    Configuration,
 }
 
 const EXAMPLES: &str = "Examples:
@@ -89,9 +100,12 @@ fn wants_colours() -> bool {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    if let Some(Command::Man) = cli.command {
-        let page = clap_mangen::Man::new(Cli::command()).section("8");
-        let written = page.render(&mut std::io::stdout());
+    if let Some(Command::Man { page }) = cli.command {
+        let to = &mut std::io::stdout();
+        let written = match page {
+            Page::Rowd => clap_mangen::Man::new(Cli::command()).section("8").render(to),
+            Page::Configuration => reference::man(to),
+        };
         return written
             .map(|()| ExitCode::SUCCESS)
             .map_err(|e| Error::io("write the man page", &e));

@@ -2,7 +2,11 @@
 //!
 //! Invariants: unknown keys are errors; every value is checked here, with its key in the message; sizes
 //! are written as in the CLI (`64MiB`), durations with their unit in the key.
-//! Absent: anything that can be changed while the daemon runs (`rowctl` does that).
+//! Absent: anything that can be changed while the daemon runs (`rowctl` does that); the keys with their defaults
+//! (`config/keys.rs`).
+
+mod keys;
+pub mod reference;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -11,7 +15,7 @@ use std::time::Duration;
 
 use nix::unistd::Group;
 use rowd_proto::size::Size;
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::attach;
 use crate::crypt;
@@ -24,120 +28,8 @@ use crate::pool::file::IoMode;
 use crate::pool::journal;
 use crate::units::BLOCK_SIZE;
 
-/// `rowd.toml` as written.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Raw {
-    dir: Option<PathBuf>,
-    #[serde(rename = "pool")]
-    pool: RawPool,
-    nbd: RawNbd,
-    control: RawControl,
-    quota: RawQuota,
-    background: RawBackground,
-    attach: RawAttach,
-    freeze: RawFreeze,
-    encryption: RawEncryption,
-    memory: RawMemory,
-    trash: RawTrash,
-    metrics: RawMetrics,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawAttach {
-    connections: Option<u64>,
-    dead_connection_s: Option<u64>,
-    retry_s: Option<u64>,
-    dirty_share: Option<u64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawPool {
-    path: Option<PathBuf>,
-    io: Option<String>,
-    segment: Option<String>,
-    journal: Option<String>,
-    max_size: Option<String>,
-    host_reserve: Option<String>,
-    map_cache: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawNbd {
-    socket: Option<PathBuf>,
-    socket_mode: Option<u32>,
-    tcp: Vec<SocketAddr>,
-    busy_poll_us: Option<u64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawControl {
-    socket: Option<PathBuf>,
-    read_only_socket: Option<PathBuf>,
-    gids: Vec<u32>,
-    groups: Vec<String>,
-    read_only_groups: Vec<String>,
-    audit: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawQuota {
-    manual_snapshots: Option<usize>,
-    automatic_snapshots: Option<usize>,
-    policies: Option<usize>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawBackground {
-    undo_hours: Option<u64>,
-    flush_ms: Option<u64>,
-    checkpoint_s: Option<u64>,
-    scrub_rate: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawFreeze {
-    timeout_s: Option<u64>,
-    script_timeout_s: Option<u64>,
-    pre_script: Option<PathBuf>,
-    post_script: Option<PathBuf>,
-    hooks: Option<PathBuf>,
-    record: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawEncryption {
-    master_key: Option<String>,
-    previous_master_key: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawTrash {
-    hours: Option<u64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawMemory {
-    lock: Option<bool>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawMetrics {
-    listen: Option<SocketAddr>,
-    textfile: Option<PathBuf>,
-    interval_s: Option<u64>,
-}
+pub use keys::SECTIONS;
+use keys::{Raw, RawAttach, RawEncryption, RawFreeze, RawMetrics};
 
 /// The configuration, checked.
 #[derive(Clone, Debug)]
@@ -191,7 +83,7 @@ impl Config {
         // where the system has them.
         let sockets = dir.unwrap_or(Path::new("/run/rowd"));
         let dir = dir.map(Path::to_owned).or_else(|| raw.dir.clone());
-        let dir = dir.unwrap_or_else(|| PathBuf::from("/var/lib/rowd"));
+        let dir = or_default("dir", dir);
         check(raw, &dir, sockets)
     }
 }
@@ -200,14 +92,9 @@ fn check(raw: Raw, dir: &Path, sockets: &Path) -> Result<Config> {
     let beside = |given: Option<PathBuf>, name: &str| given.unwrap_or_else(|| sockets.join(name));
     let mut config = Config {
         nbd_socket: beside(raw.nbd.socket.clone(), "nbd.sock"),
-        nbd_socket_mode: raw.nbd.socket_mode.unwrap_or(0o660),
+        nbd_socket_mode: or_default("nbd.socket_mode", raw.nbd.socket_mode),
         tcp: raw.nbd.tcp.clone(),
-        busy_poll: Duration::from_micros(in_range(
-            "nbd.busy_poll_us",
-            raw.nbd.busy_poll_us,
-            50,
-            0..=1000,
-        )?),
+        busy_poll: Duration::from_micros(number("nbd.busy_poll_us", raw.nbd.busy_poll_us)?),
         control_socket: beside(raw.control.socket.clone(), "control.sock"),
         read_only_socket: beside(raw.control.read_only_socket.clone(), "control-ro.sock"),
         control_gids: gids("control.groups", &raw.control.groups, &raw.control.gids)?,
@@ -231,15 +118,14 @@ fn check(raw: Raw, dir: &Path, sockets: &Path) -> Result<Config> {
 }
 
 fn freeze_settings(raw: &RawFreeze) -> Result<freeze::Settings> {
-    let limit = in_range("freeze.timeout_s", raw.timeout_s, 30, 1..=freeze::LIMIT_MAX.as_secs())?;
-    let most = freeze::SCRIPT_LIMIT_MAX.as_secs();
-    let script = in_range("freeze.script_timeout_s", raw.script_timeout_s, 1800, 1..=most)?;
+    let limit = number("freeze.timeout_s", raw.timeout_s)?;
+    let script = number("freeze.script_timeout_s", raw.script_timeout_s)?;
     Ok(freeze::Settings {
         limit: Duration::from_secs(limit),
         script_limit: Duration::from_secs(script),
         pre_script: raw.pre_script.clone(),
         post_script: raw.post_script.clone(),
-        hooks: raw.hooks.clone().unwrap_or_else(|| PathBuf::from("/etc/rowd/hooks.d")),
+        hooks: or_default("freeze.hooks", raw.hooks.clone()),
         record: raw.record.clone().unwrap_or_default(),
         own: Vec::new(),
     })
@@ -259,12 +145,7 @@ fn metrics_settings(raw: &RawMetrics) -> Result<metrics::Settings> {
     Ok(metrics::Settings {
         listen: raw.listen,
         textfile: raw.textfile.clone(),
-        interval: Duration::from_secs(in_range(
-            "metrics.interval_s",
-            raw.interval_s,
-            15,
-            1..=3600,
-        )?),
+        interval: Duration::from_secs(number("metrics.interval_s", raw.interval_s)?),
     })
 }
 
@@ -279,13 +160,13 @@ fn gids(key: &str, names: &[String], numbers: &[u32]) -> Result<Vec<u32>> {
 }
 
 fn attach_settings(raw: &RawAttach) -> Result<attach::Settings> {
-    let connections = in_range("attach.connections", raw.connections, 2, 2..=8)?;
-    let dead = in_range("attach.dead_connection_s", raw.dead_connection_s, 600, 1..=86400)?;
-    let share = in_range("attach.dirty_share", raw.dirty_share, 50, 1..=100)?;
+    let connections = number("attach.connections", raw.connections)?;
+    let dead = number("attach.dead_connection_s", raw.dead_connection_s)?;
+    let share = number("attach.dirty_share", raw.dirty_share)?;
     Ok(attach::Settings {
         connections: usize::try_from(connections).unwrap_or(usize::MAX),
         dead_connection: Duration::from_secs(dead),
-        retry: Duration::from_secs(in_range("attach.retry_s", raw.retry_s, 3, 1..=30)?),
+        retry: Duration::from_secs(number("attach.retry_s", raw.retry_s)?),
         dirty_share: u32::try_from(share).unwrap_or(100),
     })
 }
@@ -311,28 +192,28 @@ fn own_files(config: &Config) -> Vec<(String, PathBuf)> {
 
 fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {
     let pool = &raw.pool;
-    let segment_bytes = size("pool.segment", pool.segment.as_deref(), 64 << 20)?;
+    let segment_bytes = size("pool.segment", pool.segment.as_deref())?;
     if segment_bytes < 64 * BLOCK_SIZE || !segment_bytes.is_multiple_of(64 * BLOCK_SIZE) {
         return Err(Error::invalid("pool.segment: a multiple of 256 KiB is needed"));
     }
-    let journal_bytes = size("pool.journal", pool.journal.as_deref(), 64 << 20)?;
+    let journal_bytes = size("pool.journal", pool.journal.as_deref())?;
     if journal_bytes < journal::MIN_BYTES || !journal_bytes.is_multiple_of(BLOCK_SIZE) {
         return Err(Error::invalid("pool.journal: a multiple of 4 KiB from 2 MiB on is needed"));
     }
     // Without a limit of its own the pool may fill the host's file system, less the reserve.
-    let max_bytes = size("pool.max_size", pool.max_size.as_deref(), MAX_POOL_BYTES)?;
+    let max_bytes = size("pool.max_size", pool.max_size.as_deref())?;
     if max_bytes > MAX_POOL_BYTES {
         return Err(Error::invalid("pool.max_size: at most 2 PiB"));
     }
     if max_bytes < segment_bytes {
         return Err(Error::invalid("pool.max_size: less than one segment (pool.segment)"));
     }
-    let map_cache = size("pool.map_cache", pool.map_cache.as_deref(), 256 << 20)?;
+    let map_cache = size("pool.map_cache", pool.map_cache.as_deref())?;
     let back = &raw.background;
-    let hours = in_range("background.undo_hours", back.undo_hours, 24, 0..=24 * 365)?;
-    let trash = in_range("trash.hours", raw.trash.hours, 24, 0..=24 * 365)?;
-    let flush = in_range("background.flush_ms", back.flush_ms, 1000, 10..=1000)?;
-    let checkpoint = in_range("background.checkpoint_s", back.checkpoint_s, 5, 1..=3600)?;
+    let hours = number("background.undo_hours", back.undo_hours)?;
+    let trash = number("trash.hours", raw.trash.hours)?;
+    let flush = number("background.flush_ms", back.flush_ms)?;
+    let checkpoint = number("background.checkpoint_s", back.checkpoint_s)?;
     Ok(Settings {
         dir: dir.to_owned(),
         pool: pool.path.clone().unwrap_or_else(|| dir.join("pool")),
@@ -340,16 +221,16 @@ fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {
         segment_bytes,
         journal_bytes,
         max_bytes,
-        host_reserve: size("pool.host_reserve", pool.host_reserve.as_deref(), 1 << 30)?,
+        host_reserve: size("pool.host_reserve", pool.host_reserve.as_deref())?,
         map_cache: usize::try_from(map_cache).unwrap_or(usize::MAX),
-        quota_manual: raw.quota.manual_snapshots.unwrap_or(256),
-        quota_auto: raw.quota.automatic_snapshots.unwrap_or(1000),
-        quota_policies: raw.quota.policies.unwrap_or(100),
+        quota_manual: or_default("quota.manual_snapshots", raw.quota.manual_snapshots),
+        quota_auto: or_default("quota.automatic_snapshots", raw.quota.automatic_snapshots),
+        quota_policies: or_default("quota.policies", raw.quota.policies),
         undo_kept: Duration::from_secs(hours * 3600),
         trash_kept: Duration::from_secs(trash * 3600),
         flush_every: Duration::from_millis(flush),
         checkpoint_every: Duration::from_secs(checkpoint),
-        scrub_rate: size("background.scrub_rate", back.scrub_rate.as_deref(), 64 << 20)?,
+        scrub_rate: size("background.scrub_rate", back.scrub_rate.as_deref())?,
         encryption: encryption(&raw.encryption)?,
         background: true,
     })
@@ -376,22 +257,21 @@ fn io_mode(text: Option<&str>) -> Result<IoMode> {
     )
 }
 
-fn in_range(
-    key: &str,
-    value: Option<u64>,
-    default: u64,
-    range: std::ops::RangeInclusive<u64>,
-) -> Result<u64> {
-    let value = value.unwrap_or(default);
-    if range.contains(&value) {
+fn or_default<T: DeserializeOwned>(key: &str, value: Option<T>) -> T {
+    value.unwrap_or_else(|| reference::default(key))
+}
+
+fn number(key: &str, value: Option<u64>) -> Result<u64> {
+    let value = or_default(key, value);
+    let (low, high) = reference::range(key);
+    if (low..=high).contains(&value) {
         return Ok(value);
     }
-    let (low, high) = (range.start(), range.end());
     Err(Error::invalid(format!("{key} = {value}: {low} to {high} is possible")))
 }
 
-fn size(key: &str, text: Option<&str>, default: u64) -> Result<u64> {
-    let Some(text) = text else { return Ok(default) };
+fn size(key: &str, text: Option<&str>) -> Result<u64> {
+    let text = or_default(key, text.map(str::to_owned));
     text.parse::<Size>().map(|size| size.0).map_err(|e| Error::invalid(format!("{key}: {e}")))
 }
 

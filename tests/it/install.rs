@@ -56,6 +56,7 @@ fn what_is_installed_is_whole_and_goes_again_but_for_the_configuration() {
         "opt/rowd/sbin/rowd-freeze",
         "opt/rowd/share/bash-completion/completions/rowctl",
         "opt/rowd/share/man/man1/rowctl-disk-attach.1",
+        "opt/rowd/share/man/man5/rowd.toml.5",
         "opt/rowd/share/man/man8/rowd.8",
     ] {
         assert!(installed.iter().any(|file| file == part), "{part} is missing: {installed:?}");
