@@ -26,6 +26,7 @@ mod freeze;
 mod golden;
 mod groups;
 mod guest_agent;
+mod guide;
 mod handover;
 mod images;
 mod install;
