@@ -17,6 +17,8 @@ BUILD_PACKAGES := clang libclang-dev cmake pkg-config make g++
 # The databases of the acceptance runs; each run starts a server of its own.
 ACCEPTANCE_PACKAGES := mariadb-server postgresql shellcheck
 DEMO_PACKAGES := libnbd-bin fuse3 e2fsprogs mount
+DEB_PACKAGES := dpkg-dev binutils gzip
+RPM_PACKAGES := binutils gzip
 TEST_PACKAGES := nbdkit libnbd-bin python3-libnbd fio nbd-server qemu-utils xfsprogs e2fsprogs strace \
 	fuse3 mount qemu-system-x86 debootstrap cpio binutils jq prometheus
 
@@ -30,8 +32,8 @@ demo: build ## See a file system survive its destruction: snapshot, damage, roll
 	tests/demo/demo.sh $(RELEASE)
 
 .PHONY: test
-test: build ## Run all tests: behaviour, model, kills, power cuts, seeded faults, other people's clients
-	@$(call need,$(TEST_PACKAGES) $(ACCEPTANCE_PACKAGES))
+test: build cargo-deb ## Run all tests: behaviour, model, kills, power cuts, seeded faults, other people's clients
+	@$(call need,$(TEST_PACKAGES) $(ACCEPTANCE_PACKAGES) $(DEB_PACKAGES))
 	cargo test --release --workspace
 
 # A seed that failed is given again: make soak SEED=17
@@ -66,6 +68,8 @@ install: release ## Install programs, units, man pages and completions (PREFIX, 
 # Of programs that are built already, wherever they are.
 PROGRAMS ?= $(RELEASE)
 UNITS := rowd.service rowd-attach@.service
+# Debian's packages have a directory of their own: vendor-completions.
+ZSH_FUNCTIONS ?= site-functions
 .PHONY: install-files
 install-files:
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(PROGRAMS)/rowd $(PROGRAMS)/rowd-freeze
@@ -75,9 +79,9 @@ install-files:
 	$(PROGRAMS)/rowd man > $(DESTDIR)$(PREFIX)/share/man/man8/rowd.8
 	$(PROGRAMS)/rowd man rowd.toml > $(DESTDIR)$(PREFIX)/share/man/man5/rowd.toml.5
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
-		$(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+		$(DESTDIR)$(PREFIX)/share/zsh/$(ZSH_FUNCTIONS) $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	$(PROGRAMS)/rowctl completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/rowctl
-	$(PROGRAMS)/rowctl completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_rowctl
+	$(PROGRAMS)/rowctl completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/$(ZSH_FUNCTIONS)/_rowctl
 	$(PROGRAMS)/rowctl completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/rowctl.fish
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	for unit in $(UNITS); do \
@@ -97,11 +101,61 @@ install-files:
 uninstall: ## Remove what install has installed; pools and /etc/rowd stay
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,sbin/rowd sbin/rowd-freeze bin/rowctl \
 		share/man/man8/rowd.8 share/man/man5/rowd.toml.5 share/bash-completion/completions/rowctl \
-		share/zsh/site-functions/_rowctl share/fish/vendor_completions.d/rowctl.fish \
+		share/zsh/$(ZSH_FUNCTIONS)/_rowctl share/fish/vendor_completions.d/rowctl.fish \
 		$(addprefix lib/systemd/system/,$(UNITS)) lib/systemd/system/modprobe@nbd.service.d/rowd.conf \
 		lib/sysusers.d/rowd.conf lib/modules-load.d/rowd.conf lib/udev/rules.d/61-rowd.rules share/doc/rowd/rowd.toml)
 	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/rowctl.1 $(DESTDIR)$(PREFIX)/share/man/man1/rowctl-*.1
 	rmdir --ignore-fail-on-non-empty $(DESTDIR)$(PREFIX)/lib/systemd/system/modprobe@nbd.service.d || :
+
+# Packages have the files of `make install`, below /usr and without debug information. They are packed from below the
+# target directory; what else belongs into them is in daemon/Cargo.toml.
+PACKAGE := $(RELEASE)/package
+# Of this packaging of a version; counts from 1.
+REVISION ?= 1
+
+.PHONY: deb
+deb: release ## Build a Debian package (REVISION)
+	@$(MAKE) --no-print-directory deb-files
+
+.PHONY: rpm
+rpm: release ## Build an RPM package (REVISION)
+	@$(MAKE) --no-print-directory rpm-files
+
+# Of programs that are built already, as install-files. DEB_OPTIONS are options of cargo-deb.
+DEB_OPTIONS ?=
+.PHONY: deb-files
+deb-files: cargo-deb
+	@$(call need,$(DEB_PACKAGES))
+	@$(MAKE) --no-print-directory package-files ZSH_FUNCTIONS=vendor-completions
+	install -d $(PACKAGE)-deb
+	packaging/debian/changelog.sh $(REVISION) | gzip -9n > $(PACKAGE)-deb/changelog.Debian.gz
+	gzip -9nc CHANGELOG.md > $(PACKAGE)-deb/changelog.gz
+	$(TOOLS)/bin/cargo-deb --quiet -p rowd --no-build --no-strip --no-dbgsym --deb-revision $(REVISION) $(DEB_OPTIONS)
+
+.PHONY: rpm-files
+rpm-files: cargo-generate-rpm
+	@$(call need,$(RPM_PACKAGES))
+	@$(MAKE) --no-print-directory package-files
+	$(TOOLS)/bin/cargo-generate-rpm -p daemon --set-metadata 'release = "$(REVISION)"'
+	@ls $(CARGO_TARGET_DIR)/generate-rpm/*.rpm
+
+.PHONY: package-files
+package-files:
+	rm -rf $(PACKAGE) $(PACKAGE)-deb
+	$(MAKE) --no-print-directory install-files PREFIX=/usr DESTDIR=$(PACKAGE)
+	strip --strip-unneeded --remove-section=.comment $(PACKAGE)/usr/sbin/rowd $(PACKAGE)/usr/sbin/rowd-freeze \
+		$(PACKAGE)/usr/bin/rowctl
+	find $(PACKAGE)/usr/share/man -type f -exec gzip -9n {} +
+
+# Tools that cargo builds, kept outside the source tree and the target directory. Theirs is removed again.
+TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rowd/tools
+cargo-deb: VERSION := 3.8.0
+cargo-generate-rpm: VERSION := 0.21.1
+.PHONY: cargo-deb cargo-generate-rpm
+cargo-deb cargo-generate-rpm:
+	@[[ $$($(TOOLS)/bin/$@ --version 2> /dev/null) == "$@ $(VERSION)" ]] || \
+		cargo install --locked --quiet --root $(TOOLS) --target-dir $(TOOLS)/target --version $(VERSION) $@
+	@rm -rf $(TOOLS)/target
 
 # The tests turn on the feature `faults`, and building all crates at once gives it to rowd too. So the
 # two programs are built once more, alone: what is tested, measured and installed has no fail points.

@@ -16,6 +16,7 @@ mod freeze;
 mod guest_agent;
 mod lvm;
 mod memory;
+mod packages;
 mod restart;
 mod service;
 mod tour;
