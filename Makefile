@@ -20,7 +20,7 @@ DEMO_PACKAGES := libnbd-bin fuse3 e2fsprogs mount
 DEB_PACKAGES := dpkg-dev binutils gzip
 RPM_PACKAGES := binutils gzip
 TEST_PACKAGES := nbdkit libnbd-bin python3-libnbd fio nbd-server qemu-utils xfsprogs e2fsprogs strace \
-	fuse3 mount qemu-system-x86 debootstrap cpio binutils jq prometheus
+	fuse3 mount qemu-system-x86 debootstrap cpio binutils jq prometheus bsdutils zsh fish
 
 .PHONY: help
 help: ## Show this list

@@ -13,8 +13,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use rowd_proto::EXIT_CODES;
 
 use crate::commands::{
-    audit, chain, check, copy, disk, doctor, events, freeze, generate, group, image, instance, job,
-    key, metrics, policy, pool, repo, scrub, snapshot, status, tag, top, trash, usage,
+    audit, chain, check, complete, copy, disk, doctor, events, freeze, generate, group, image,
+    instance, job, key, metrics, policy, pool, repo, scrub, snapshot, status, tag, top, trash,
+    usage,
 };
 use crate::render::Format;
 
@@ -133,6 +134,9 @@ pub enum Command {
     /// Write the man pages into a directory
     #[command(after_help = generate::MAN_EXAMPLES)]
     Man(generate::Man),
+    /// Print what may come next, for completion scripts
+    #[command(hide = true, after_help = complete::EXAMPLES)]
+    Complete(complete::Complete),
 }
 
 /// The sockets of the daemon.
@@ -161,6 +165,20 @@ impl Global {
         let nbd = self.nbd_socket.clone().unwrap_or_else(|| control.with_file_name("nbd.sock"));
         Sockets { control, nbd }
     }
+}
+
+/// The sockets that a command line names which is not complete yet.
+pub fn sockets_of(words: &[OsString]) -> Sockets {
+    let words: Vec<&str> = words.iter().filter_map(|word| word.to_str()).collect();
+    let named = |option: &str| {
+        let found =
+            words.iter().enumerate().find_map(|(i, word)| match word.strip_prefix(option)? {
+                "" => words.get(i + 1).copied(),
+                value => value.strip_prefix('='),
+            });
+        found.map(PathBuf::from)
+    };
+    Global { dir: named("--dir"), socket: named("--socket"), ..Global::default() }.sockets()
 }
 
 /// The whole command line, with the table of exit codes in its help.

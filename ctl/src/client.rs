@@ -38,9 +38,14 @@ pub struct Client {
 impl Client {
     /// Connects and checks that both sides speak the same language.
     pub fn connect(socket: &Path) -> Result<Self> {
+        Client::connect_within(socket, GREETING_DEADLINE)
+    }
+
+    /// As [`Client::connect`], for who cannot wait.
+    pub fn connect_within(socket: &Path, limit: Duration) -> Result<Self> {
         let stream = UnixStream::connect(socket).map_err(|e| unreachable(socket, &e))?;
         let mut lines = LineBuffer::new(REPLY_BYTES_MAX);
-        set_deadline(&stream, Some(GREETING_DEADLINE))?;
+        set_deadline(&stream, Some(limit))?;
         let line = read_line(&stream, &mut lines)?;
         let server = greeted(&line)?;
         if server.protocol.major != PROTOCOL.major {
@@ -67,7 +72,7 @@ impl Client {
         self.call_within(params, SCRIPTS_DEADLINE)
     }
 
-    fn call_within<C: Call>(&mut self, params: &C, limit: Duration) -> Result<C::Reply> {
+    pub fn call_within<C: Call>(&mut self, params: &C, limit: Duration) -> Result<C::Reply> {
         let internal = |e: serde_json::Error| {
             let message = format!("{}: the reply makes no sense: {e}", C::METHOD.name());
             Failure::new(ErrorKind::Internal, message)

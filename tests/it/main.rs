@@ -13,6 +13,7 @@ mod bundle;
 mod chains;
 mod cli;
 mod clients;
+mod completion;
 mod configuration;
 mod crash_kill;
 mod crash_power;

@@ -8,6 +8,7 @@ mod args;
 pub mod audit;
 pub mod chain;
 pub mod check;
+pub mod complete;
 pub mod copy;
 pub mod disk;
 pub mod doctor;
@@ -83,6 +84,7 @@ pub fn run(command: Command, context: &Context) -> Result<Outcome> {
         Command::Doctor(doctor) => doctor::run(&doctor, context),
         Command::Completion(completion) => generate::completion(&completion),
         Command::Man(man) => generate::man(&man, context),
+        Command::Complete(complete) => complete::run(&complete),
     }
 }
 
