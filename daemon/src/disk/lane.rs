@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::Disk;
+use super::habit::Habit;
 use super::lazy::{Fetched, Need};
 use super::read::Located;
 use crate::error::Result;
@@ -21,7 +22,8 @@ const LEASE_BLOCKS: u32 = 256;
 const WRITEBACK_BYTES: u64 = 1 << 20;
 /// This many flushes within one lease make it worth writing zeros ahead of the data.
 const EAGER_FLUSHES: u32 = 4;
-
+/// Stretches up to this long are begun before the flush that is expected: the device has them written by then.
+const AHEAD_BYTES: u64 = 256 << 10;
 /// Stretch that is handed to writeback as one, though only parts of it may have been written.
 const WRITEBACK_SPAN: u64 = 8 << 20;
 
@@ -62,6 +64,9 @@ pub struct Lane {
     flushes_in_lease: u32,
     /// Written and not yet handed to writeback.
     behind: Option<Behind>,
+    habit: Habit,
+    /// Something was written since [`Lane::look_ahead`].
+    wrote: bool,
 }
 
 impl Lane {
@@ -81,6 +86,8 @@ impl Lane {
             lease: None,
             flushes_in_lease: 0,
             behind: None,
+            habit: Habit::default(),
+            wrote: false,
         }
     }
 
@@ -100,6 +107,7 @@ impl Lane {
 
     /// Takes note of data written, and has writeback begun when there is enough of it.
     pub(super) fn wrote(&mut self, offset: u64, length: u64) {
+        self.wrote = true;
         let end = offset + length;
         match &mut self.behind {
             Some(behind) if behind.reaches(offset) => {
@@ -123,6 +131,19 @@ impl Lane {
         }
     }
 
+    /// Called when a client has all its replies. If it is about to ask for a flush, the device begins at once with
+    /// what the flush would wait for, while the reply and the request are on their way.
+    pub fn look_ahead(&mut self) {
+        if !std::mem::take(&mut self.wrote) || !self.habit.wrote() {
+            return;
+        }
+        if let Some(Behind { start, end, .. }) = &self.behind
+            && end - start <= AHEAD_BYTES
+        {
+            self.disk.shared.pool.begin_sync(*start, end - start);
+        }
+    }
+
     /// Makes all acknowledged writes durable.
     ///
     /// # Errors
@@ -131,6 +152,8 @@ impl Lane {
         self.flushes_in_lease = self.flushes_in_lease.saturating_add(1);
         // The flush writes it back itself; a second writer would only be in its way.
         self.behind = None;
+        self.wrote = false;
+        self.habit.flushed();
         self.disk.flush(wrote_here)
     }
 

@@ -5,6 +5,7 @@
 //! What is stored of an encrypted disk is ciphertext, and checksums are of what is stored.
 //! Absent: names, ids and policies (`engine/`), and the protocol (`nbd/`).
 
+pub mod habit;
 pub mod lane;
 pub mod lazy;
 pub mod meter;

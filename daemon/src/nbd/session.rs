@@ -208,6 +208,7 @@ impl Session {
                 self.busy = None;
                 self.flush_output()?;
                 self.tally.end();
+                self.lane.look_ahead();
                 if leaving {
                     return Ok(End::Left);
                 }

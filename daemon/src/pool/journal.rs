@@ -213,7 +213,10 @@ impl Journal {
         let header = Header { opening: self.opening, seq, durable, kind };
         encode(&mut scratch, &self.ring, &header, body);
         let written = match &mut head.outbox {
-            None => file.write(JOURNAL_START + position % self.ring.bytes, &scratch),
+            None => {
+                fill_page(&mut scratch, head.position, position);
+                file.write(JOURNAL_START + position % self.ring.bytes, &scratch)
+            }
             Some(outbox) => file.check_running().inspect(|()| outbox.put(position, &scratch)),
         };
         head.scratch = scratch;
@@ -320,6 +323,15 @@ impl Journal {
         result.map(|()| covered)
     }
 
+    /// Where in the file the page with the latest record is, if it is there and no sync is taking it along already.
+    pub fn unsynced(&self) -> Option<(u64, u64)> {
+        if self.staged || self.syncing.try_lock().is_none_or(|syncing| syncing.running) {
+            return None;
+        }
+        let end = self.head.lock().position.next_multiple_of(BLOCK_SIZE);
+        Some((JOURNAL_START + (end - BLOCK_SIZE) % self.ring.bytes, BLOCK_SIZE))
+    }
+
     fn close_page(&self, begin: impl Fn(Seq)) -> Seq {
         let mut head = self.head.lock();
         head.position = head.position.next_multiple_of(BLOCK_SIZE);
@@ -373,6 +385,17 @@ impl Journal {
 /// The first position at or behind `position` where `length` bytes do not wrap.
 fn place(position: u64, length: u64, ring: u64) -> u64 {
     if position % ring + length <= ring { position } else { position.next_multiple_of(ring) }
+}
+
+/// Lengthens a record that begins a page by zeros to the end of it. Part of a page that is not in memory would have to
+/// be read from the device first. What lies there belongs to nobody: it is less than the margin behind the head.
+fn fill_page(record: &mut Vec<u8>, head: u64, position: u64) {
+    let begun = head.next_multiple_of(BLOCK_SIZE);
+    let end = position + record.len() as u64;
+    if end > begun {
+        let whole = end.next_multiple_of(BLOCK_SIZE) - position;
+        record.resize(usize::try_from(whole).expect("a record and a page"), 0);
+    }
 }
 
 /// What a record says of itself.
@@ -545,4 +568,23 @@ impl std::fmt::Display for Kind {
 #[must_use]
 pub fn flush_is_partial() -> bool {
     faults::seeded("h6-flush-own-connection-only")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_fills_the_page_that_it_begins() {
+        let filled = |head, position, bytes: usize| {
+            let mut record = vec![1; bytes];
+            fill_page(&mut record, head, position);
+            (record.len(), record.iter().filter(|byte| **byte == 1).count())
+        };
+        assert_eq!(filled(0, 0, 72), (4096, 72), "a new page");
+        assert_eq!(filled(72, 72, 72), (72, 72), "the page is begun");
+        assert_eq!(filled(4000, 4000, 96), (96, 96), "up to its end");
+        assert_eq!(filled(4000, 4000, 97), (4192, 97), "the next one begins");
+        assert_eq!(filled(4000, 8192, 72), (4096, 72), "the ring begins again");
+    }
 }

@@ -15,7 +15,6 @@ pub mod readers;
 mod ring;
 pub mod superblock;
 
-use std::io::IoSlice;
 use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -104,13 +103,8 @@ impl Closed {
         if !device {
             file.grow(superblock.data_start() * BLOCK_SIZE)?;
         }
-        // Written, not only allocated: the first use of an unwritten extent costs a flush of its own. In
-        // small pieces, because the page cache keeps a file in units as large as the writes that made it,
-        // and a record that goes into a large unit makes the file system walk all of its blocks.
-        let zeros = Pages::zeroed(match io {
-            IoMode::Buffered => 4 * BLOCK_BYTES,
-            IoMode::Direct => 1 << 20,
-        });
+        // Written, not only allocated: the first use of an unwritten extent costs a flush of its own.
+        let zeros = Pages::zeroed(zeros_at_once(io));
         for at in (0..superblock.data_start() * BLOCK_SIZE).step_by(zeros.len()) {
             let left = superblock.data_start() * BLOCK_SIZE - at;
             let piece = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -199,6 +193,16 @@ impl Closed {
     }
 }
 
+/// How many zeros are written in one piece, where small writes will follow: little, because the page cache keeps a file
+/// in units as large as the writes that made it, and a small write into a large unit makes the file system walk all of
+/// its blocks.
+fn zeros_at_once(io: IoMode) -> usize {
+    match io {
+        IoMode::Buffered => BLOCK_BYTES,
+        IoMode::Direct => 256 * BLOCK_BYTES,
+    }
+}
+
 fn check_unused_device(path: &Path, file: &PoolFile) -> Result<()> {
     let name = path.display();
     if !file.is_device() {
@@ -259,16 +263,14 @@ impl Pool {
     /// # Errors
     /// The device refuses.
     pub fn prewrite(&self, run: Run) -> Result<()> {
-        static ZEROS: LazyLock<Pages> = LazyLock::new(|| Pages::zeroed(16 * BLOCK_BYTES));
-        let mut buffers: Vec<IoSlice<'_>> = Vec::with_capacity(run.len as usize / 16 + 1);
-        let mut left = run.len as usize * BLOCK_BYTES;
-        while left > 0 {
-            let piece = left.min(ZEROS.len());
-            buffers.push(IoSlice::new(&ZEROS[..piece]));
-            left -= piece;
+        static ZEROS: LazyLock<Pages> = LazyLock::new(|| Pages::zeroed(256 * BLOCK_BYTES));
+        let end = run.start.offset() + u64::from(run.len) * BLOCK_SIZE;
+        let piece = zeros_at_once(self.file.mode());
+        for at in (run.start.offset()..end).step_by(piece) {
+            let length = piece.min(usize::try_from(end - at).unwrap_or(piece));
+            self.file.write(at, &ZEROS[..length])?;
         }
-        let whole = std::iter::once((run.start.offset(), buffers.len()));
-        self.file.write_stretches(whole, &mut buffers)
+        Ok(())
     }
 
     /// Makes everything appended so far durable and lets what it freed be used again.
@@ -289,6 +291,15 @@ impl Pool {
             a.reuse_young(written, oldest);
         });
         Ok(durable)
+    }
+
+    /// Has the device begin with a sync that is likely to come: the data of this range and the records that are not
+    /// durable yet. Nothing is waited for, nothing promised.
+    pub fn begin_sync(&self, offset: u64, length: u64) {
+        if let Some((at, bytes)) = self.journal.unsynced() {
+            self.file.start_writeback(offset, length);
+            self.file.start_writeback(at, bytes);
+        }
     }
 
     /// Takes note of written data, for [`Pool::write_back`].
