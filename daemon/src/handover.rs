@@ -4,8 +4,9 @@
 //! The same for kernel devices, QEMU and any other client: none of them notices more than a pause.
 //!
 //! Invariants:
-//! - a connection is stored only when it stopped at a message boundary with every reply sent, so that
-//!   the next process reads the beginning of a request and no reply comes twice or never;
+//! - a connection is stored only when it stopped at a message boundary with every reply sent, or the request stored
+//!   with it and nothing of it done, so that the next process reads the beginning of a request and no reply comes
+//!   twice or never;
 //! - nothing is stored while the daemon serves: after `kill -9` the connections are closed, which their
 //!   clients see, instead of kept open in the middle of a message;
 //! - what was stored is taken out of the store, and the manager has confirmed it, before the first
@@ -31,10 +32,12 @@ use crate::nbd::keep::Kept;
 
 /// The form of [`State`]. Another one is not understood, and the connections are closed.
 const VERSION: u32 = 1;
+/// The same with requests that are not answered, which version 1 would forget.
+const VERSION_UNANSWERED: u32 = 2;
 /// The name of the descriptor that holds [`State`].
 const STATE: &str = "state";
 /// The most that is read of it.
-const STATE_MAX: u64 = 4 << 20;
+const STATE_MAX: u64 = 64 << 20;
 /// How long the service manager may take to confirm.
 const BARRIER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -68,7 +71,9 @@ pub fn store(kept: Vec<(OwnedFd, Kept)>) -> Result<()> {
         connections.insert(name, kept);
     }
     let mut file = File::from(memory().map_err(failed)?);
-    let text = serde_json::to_vec(&State { version: VERSION, connections })
+    let unanswered = connections.values().any(|kept: &Kept| !kept.unanswered.is_empty());
+    let version = if unanswered { VERSION_UNANSWERED } else { VERSION };
+    let text = serde_json::to_vec(&State { version, connections })
         .map_err(|e| Error::internal(format!("encode the connections: {e}")))?;
     file.write_all(&text).map_err(failed)?;
     send(&format!("{STORED_PREFIX}{STATE}"), file.as_fd()).map_err(failed)?;
@@ -143,7 +148,7 @@ fn read(fd: OwnedFd) -> Result<State> {
     file.take(STATE_MAX).read_to_end(&mut text).map_err(failed)?;
     let state: State = serde_json::from_slice(&text)
         .map_err(|e| Error::invalid(format!("the description of connections: {e}")))?;
-    if state.version != VERSION {
+    if ![VERSION, VERSION_UNANSWERED].contains(&state.version) {
         let message = format!("connections are described in version {}", state.version);
         return Err(Error::invalid(message));
     }
@@ -162,6 +167,7 @@ mod tests {
             structured: true,
             contexts: vec![(1, "base:allocation".to_owned())],
             device: None,
+            unanswered: vec![0, 7],
         }
     }
 
@@ -181,8 +187,8 @@ mod tests {
     /// After an upgrade or a downgrade the other side may write what this one does not know.
     #[test]
     fn another_version_is_refused() {
-        let error = described(br#"{"version":2,"connections":{}}"#).unwrap_err();
-        assert!(error.message().contains("version 2"), "{error}");
+        let error = described(br#"{"version":3,"connections":{}}"#).unwrap_err();
+        assert!(error.message().contains("version 3"), "{error}");
         assert!(described(b"").is_err() && described(b"{}").is_err());
     }
 }

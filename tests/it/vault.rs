@@ -7,6 +7,7 @@ mod deletes;
 mod drill;
 mod encrypted;
 mod endings;
+mod handover;
 mod heal;
 mod images;
 mod lazy;

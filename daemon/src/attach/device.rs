@@ -201,6 +201,7 @@ impl Device {
                 structured: false,
                 contexts: Vec::new(),
                 device: Some(self.index),
+                unanswered: Vec::new(),
             };
             let device = Some(self.link(shop));
             shop.server.resume(Resumed { fd: ours, kept, device })?;

@@ -149,7 +149,8 @@ impl Server {
     /// # Errors
     /// The export is gone or being changed; there are too many connections, or no threads.
     pub fn resume(self: &Arc<Self>, resumed: Resumed) -> Result<()> {
-        let Resumed { fd, kept, device } = resumed;
+        let Resumed { fd, mut kept, device } = resumed;
+        let unanswered = std::mem::take(&mut kept.unanswered);
         let slot = self.slots.take().ok_or_else(too_many)?;
         let export = self.engine.export_of_id(&kept.export)?;
         listen::enlarge_send_buffer(&fd).map_err(|e| Error::io("a socket's buffer", &e))?;
@@ -170,6 +171,7 @@ impl Server {
             no_zeroes: true,
         };
         let session = Session::new(Arc::clone(&socket), negotiated, self.common.clone());
+        let session = session.after(&unanswered);
         let (session, on_end) = match device {
             None => (session, None),
             Some((siblings, on_end)) => (session.among(siblings.join(&socket)), Some(on_end)),
@@ -211,6 +213,7 @@ impl Server {
             structured: negotiated.structured,
             contexts: contexts.map(|one| (one.id, one.name.clone())).collect(),
             device: None,
+            unanswered: Vec::new(),
         };
         let session = Session::new(Arc::clone(&socket), negotiated, self.common.clone());
         if let Err(error) = self.start(session, Running { socket, kept, slot, on_end: None }) {
@@ -224,9 +227,9 @@ impl Server {
         let thread = std::thread::Builder::new().name("nbd".to_owned()).spawn(move || {
             let Running { socket, kept, slot, on_end } = running;
             // The session is gone after this, and the disk free of it.
-            let end = session.run();
+            let (end, unanswered) = session.run();
             match end {
-                End::Boundary => server.keep(&socket, kept),
+                End::Boundary => server.keep(&socket, Kept { unanswered, ..kept }),
                 End::Left | End::Closed => {}
             }
             drop(socket);

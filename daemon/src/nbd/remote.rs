@@ -2,7 +2,8 @@
 //!
 //! Invariants: while a request waits for blocks that come from elsewhere it holds no thread, and until the first
 //! are there no buffer; requests behind it go on. A write that is parked counts as under way until it is answered
-//! (hazard H11).
+//! (hazard H11). What still waits when the connection is handed over goes to the next process as it came: none of it
+//! has been done, and none of it answered.
 //! Absent: requests that need nothing (`execute.rs`).
 
 use std::io::IoSlice;
@@ -21,7 +22,7 @@ use crate::disk::lane::Lane;
 use crate::disk::lazy::{Answer, Fetched, Need};
 use crate::disk::write::Op;
 use crate::engine::Target;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::units::ByteRange;
 
 /// What every parked request has.
@@ -49,6 +50,14 @@ impl Common {
         self.errand.end(result.is_ok());
     }
 
+    /// What it needs cannot be had; where the connection is handed over, not here.
+    fn give_up(self, error: Error, payload: &[u8]) {
+        let is_over = error.kind() == ErrorKind::ShuttingDown;
+        if !is_over || !self.parking.takes_along(&self.request, payload) {
+            self.reply(Err(error));
+        }
+    }
+
     fn handle(&self) -> Handle {
         Handle { parking: Arc::clone(&self.parking), target: Arc::clone(&self.target) }
     }
@@ -74,7 +83,7 @@ impl Read {
                 let common = self.common.handle();
                 common.ask(need, move |answer| match answer {
                     Ok(got) => self.go(got),
-                    Err(error) => self.common.reply(Err(error)),
+                    Err(error) => self.common.give_up(error, &[]),
                 });
             }
             Ok(None) => self.finish(),
@@ -145,6 +154,14 @@ impl Change {
         }
     }
 
+    /// What came behind its request.
+    fn payload(&self) -> &[u8] {
+        match self {
+            Change::Write(_, data) => data,
+            Change::Zero(_) | Change::ZeroStored(_) | Change::Trim(_) => &[],
+        }
+    }
+
     fn op(&self) -> Op<'_> {
         match self {
             Change::Write(offset, data) => Op::Write { offset: *offset, data },
@@ -173,7 +190,7 @@ impl Write {
                 let common = self.common.handle();
                 common.ask(need, move |answer| match answer {
                     Ok(got) => self.go(got),
-                    Err(error) => self.common.reply(Err(error)),
+                    Err(error) => self.common.give_up(error, self.change.payload()),
                 });
             }
             Ok(None) => {

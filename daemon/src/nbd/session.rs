@@ -17,7 +17,7 @@ use super::exports::Negotiated;
 use super::gather::Gather;
 use super::helpers::{Helpers, Outstanding};
 use super::leave::Leave;
-use super::parking::Parking;
+use super::parking::{Ending, Parking};
 use super::siblings::{Busy, Membership};
 use super::socket::{Socket, Spin};
 use super::tally::Tally;
@@ -56,8 +56,8 @@ pub enum End {
     Left,
     /// The stream ended, or broke.
     Closed,
-    /// The word to leave was given. All that was received is answered, and nothing was received of what
-    /// comes next: another process can go on.
+    /// The word to leave was given. All that was received is answered or written down, and nothing was received of
+    /// what comes next: another process can go on.
     Boundary,
 }
 
@@ -180,18 +180,32 @@ impl Session {
         Session { member: Some(member), ..self }
     }
 
-    /// Serves requests until the client leaves, or the daemon does.
-    pub fn run(mut self) -> End {
+    /// The same, with requests that came over the connection before: they are done first.
+    #[must_use]
+    pub fn after(mut self, unanswered: &[u8]) -> Session {
+        self.make_room(unanswered.len());
+        self.input[..unanswered.len()].copy_from_slice(unanswered);
+        self.end = unanswered.len();
+        self
+    }
+
+    /// Serves requests until the client leaves, or the daemon does. Returns the requests that another process has to
+    /// answer.
+    pub fn run(mut self) -> (End, Vec<u8>) {
         let result = self.serve();
         self.busy = None;
         self.outstanding.drain();
-        // Who goes in peace, or to another process, gets all answers.
-        let may_stay = matches!(result, Ok(End::Left | End::Boundary));
-        self.parking.drain(&self.socket, may_stay);
-        result.unwrap_or_else(|error| {
+        let ending = match result {
+            Ok(End::Left) => Ending::Stays,
+            Ok(End::Boundary) => Ending::HandedOver,
+            Ok(End::Closed) | Err(_) => Ending::Gone,
+        };
+        let unanswered = self.parking.drain(&self.socket, ending);
+        let end = result.unwrap_or_else(|error| {
             tracing::debug!(%error, export = self.negotiated.export, "connection ended");
             End::Closed
-        })
+        });
+        (end, unanswered)
     }
 
     fn serve(&mut self) -> io::Result<End> {

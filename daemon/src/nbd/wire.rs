@@ -204,6 +204,19 @@ impl Request {
         })
     }
 
+    /// The request as it came.
+    #[must_use]
+    pub fn encode(&self) -> [u8; REQUEST_LEN] {
+        let mut bytes = [0; REQUEST_LEN];
+        bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
+        bytes[6..8].copy_from_slice(&self.command.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        bytes[16..24].copy_from_slice(&self.offset.to_be_bytes());
+        bytes[24..].copy_from_slice(&self.length.to_be_bytes());
+        bytes
+    }
+
     /// Bytes that follow the request on the wire, also when it is going to be refused.
     #[must_use]
     pub fn payload_len(&self) -> u32 {
@@ -348,6 +361,7 @@ mod tests {
     #[test]
     fn a_request_keeps_unknown_commands_and_flags_as_values() {
         let request = Request::decode(&request_bytes(REQUEST_MAGIC)).unwrap();
+        assert_eq!(request.encode(), request_bytes(REQUEST_MAGIC));
         assert_eq!(
             request,
             Request {

@@ -45,6 +45,7 @@ impl Link {
             structured: false,
             contexts: Vec::new(),
             device: Some(0),
+            unanswered: Vec::new(),
         };
         let device = Some((Arc::clone(siblings), OnEnd(Box::new(|_| {}))));
         server.resume(Resumed { fd: ours, kept, device }).map_err(text)?;
