@@ -96,6 +96,13 @@ impl Output {
         }
     }
 
+    /// Why what was waited for did not come to a good end, on the standard error, where `-q` has left no other word of it.
+    pub fn reason(&self, what: &str, why: &str) {
+        if self.quiet && self.format == Format::Table {
+            eprintln!("rowctl: {what}: {why}");
+        }
+    }
+
     /// A point in time for a table.
     pub fn time(&self, at: Time) -> String {
         if self.terminal { time::relative(at, self.now) } else { at.to_string() }

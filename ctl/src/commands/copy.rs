@@ -112,8 +112,7 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
         Verb::Verify(Which { copy, repo }) => {
             let started = client.call_patiently(&CopyVerify { copy, repo })?;
             let ended = job::finish(&mut client, &started.id, None, context)?;
-            job::print(&ended, context)?;
-            return Ok(job::outcome(&ended));
+            return job::end(&ended, context);
         }
         Verb::Retry { copy } => print(&client.call_patiently(&CopyRetry { copy })?, context)?,
         Verb::Delete { which: Which { copy, repo }, consent } => {
@@ -158,12 +157,10 @@ pub fn restore(request: &CopyRestore, context: &Context) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let ended = job::finish(&mut client, &made.job.id, None, context)?;
-    let outcome = job::outcome(&ended);
-    match outcome {
-        Outcome::Done => super::disk::print(&made.disk, context)?,
-        _ => job::print(&ended, context)?,
+    match job::outcome(&ended) {
+        Outcome::Done => super::disk::print(&made.disk, context).map(|()| Outcome::Done),
+        _ => job::end(&ended, context),
     }
-    Ok(outcome)
 }
 
 fn finish(
@@ -181,6 +178,9 @@ fn finish(
         Ok((last.status != CopyStatus::Progressing).then(|| last.clone()))
     })?;
     print(&ended, context)?;
+    if let Some(reason) = &ended.reason {
+        context.output.reason(&ended.id, reason);
+    }
     Ok(match ended.status {
         CopyStatus::Accomplished | CopyStatus::Progressing => Outcome::Done,
         CopyStatus::Failed => Outcome::Ended(ErrorKind::Io),

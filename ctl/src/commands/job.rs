@@ -60,8 +60,7 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
         Verb::Wait(args) => {
             let limit = args.timeout.map(Duration::from_secs);
             let job = finish(&mut client, &args.job, limit, context)?;
-            print(&job, context)?;
-            return Ok(outcome(&job));
+            return end(&job, context);
         }
         Verb::Cancel { job } => print(&client.call(&JobCancel { job })?, context)?,
     }
@@ -89,6 +88,15 @@ pub fn finish(
         bar.show(job.done, job.total);
         Ok(None)
     })
+}
+
+/// Ends a command that has waited for this job and has nothing else to print.
+pub fn end(job: &Job, context: &Context) -> Result<Outcome> {
+    print(job, context)?;
+    if matches!(job.state, JobState::Failed | JobState::Cancelled) {
+        context.output.reason(&job.id, &job.message);
+    }
+    Ok(outcome(job))
 }
 
 /// How a command ends that has waited for this job.

@@ -35,15 +35,17 @@ pub fn run(args: &Scrub, context: &Context) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let ended = job::finish(&mut client, &started.id, None, context)?;
-    job::print(&ended, context)?;
-    let outcome = job::outcome(&ended);
+    let outcome = job::end(&ended, context)?;
     if outcome != Outcome::Done {
         return Ok(outcome);
     }
     let report = client.call(&PoolShow {})?.last_scrub;
     match report {
         Some(report) if !report.bad.is_empty() => {
-            report.bad.iter().for_each(|line| context.output.remark(line));
+            for line in &report.bad {
+                context.output.remark(line);
+                context.output.reason(&ended.id, line);
+            }
             Ok(Outcome::Ended(rowd_proto::ErrorKind::Corrupt))
         }
         _ => Ok(Outcome::Done),

@@ -8,9 +8,10 @@ use rowd_proto::Time;
 
 use super::convert::{consistency, disk, job};
 use super::{Services, resolve};
-use crate::engine::api::Actor;
+use crate::engine::api::{Actor, DiskSpec};
+use crate::engine::copies::Source;
 use crate::engine::jobs::progress;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::units::{CopyId, SnapshotId};
 use crate::vault::copies::{CopyInfo, CopyOf, CopySpec, CopyState, Header, RestoreSpec};
 
@@ -84,6 +85,28 @@ pub(super) fn restore(
     let spec = RestoreSpec { name, size, description, tags, instance, encrypted, full };
     let (made, filling) = services.vault.copy_restore(by, &ask.copy, ask.repo.as_deref(), spec)?;
     Ok(proto::CopyRestored { disk: disk(made), job: job(filling) })
+}
+
+/// Makes a disk of a snapshot that only a repository has; it is filled while it is used.
+pub(super) fn disk_of(
+    services: &Services,
+    by: Actor,
+    copy: &Source,
+    spec: DiskSpec,
+) -> Result<proto::Disk> {
+    if spec.policy.is_some() || spec.delete_auto {
+        let message = format!(
+            "the snapshot is only in repository {}: a disk of it gets its policy when it is there",
+            copy.repo
+        );
+        return Err(
+            Error::invalid(message).hint("`rowctl policy apply` and `rowctl disk set` do it then")
+        );
+    }
+    let DiskSpec { name, size, description, tags, instance, encrypted, .. } = spec;
+    let spec = RestoreSpec { name, size, description, tags, instance, encrypted, full: false };
+    let made = services.vault.copy_restore(by, copy.copy.as_str(), Some(&copy.repo), spec)?;
+    Ok(disk(made.0))
 }
 
 fn copy(info: CopyInfo) -> proto::Copy {

@@ -74,7 +74,7 @@ pub(super) fn call(
 ) -> Result<Outcome, Failure> {
     let ask = Ask { services, by, id, params };
     match method {
-        Method::DiskCreate => ask.reply(disk_create),
+        Method::DiskCreate => ask.serve(disk_create),
         Method::DiskList => ask.reply(disk_list),
         Method::DiskShow => ask.reply(disk_show),
         Method::DiskDelete => ask.reply(trash::delete),
@@ -206,7 +206,8 @@ fn encode<T: serde::Serialize>(id: &Id, reply: &T) -> Result<Vec<u8>, Failure> {
     to_line(&Reply::new(id, reply)).map_err(Failure::Failed)
 }
 
-fn disk_create(engine: &Arc<Engine>, by: Actor, ask: proto::DiskCreate) -> Result<proto::Disk> {
+fn disk_create(services: &Services, by: Actor, ask: proto::DiskCreate) -> Result<proto::Disk> {
+    let engine = &services.engine;
     let (from, image) = match ask.from.map(|name| resolve::origin(engine, &name)).transpose()? {
         None => (None, None),
         Some(Origin::Snapshot(id)) => (Some(id), None),
@@ -228,7 +229,10 @@ fn disk_create(engine: &Arc<Engine>, by: Actor, ask: proto::DiskCreate) -> Resul
         policy,
         delete_auto,
     };
-    engine.disk_create(by, spec).map(disk)
+    match spec.from.as_ref().map(|id| engine.away(id)).transpose()?.flatten() {
+        Some(copy) => copies::disk_of(services, by, &copy, spec),
+        None => engine.disk_create(by, spec).map(disk),
+    }
 }
 
 fn disk_list(engine: &Arc<Engine>, _: Actor, _: proto::DiskList) -> Result<proto::Disks> {

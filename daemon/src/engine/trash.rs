@@ -2,8 +2,8 @@
 //!
 //! Invariants: a disk in the trash is what it was when it was deleted: its last node is frozen, its snapshots are
 //! there; it goes for good when its time is over, when somebody says so, or when the pool is short of space, the one
-//! deleted first before others. Automatic snapshots go with their disk only if that was set, and then when it goes for
-//! good.
+//! deleted first before others. Automatic snapshots go with their disk only if that was set, and the instant access of all
+//! its snapshots ends with it, both when it goes for good.
 //! Absent: deleted snapshots, which do not come back.
 
 use super::api::{Actor, DiskInfo, Released, TrashInfo};
@@ -110,6 +110,13 @@ impl Engine {
         let message = format!("disk {} deleted for good: {why}{}", disk.name, with(count));
         self.change(by, Op::DiskPurge { id: id.clone(), snapshots }, message)?;
         Ok(count)
+    }
+
+    /// The name of a disk, also of one in the trash; the id of one that is gone.
+    #[must_use]
+    pub fn name_of_disk(&self, id: &DiskId) -> String {
+        let catalogue = self.catalogue.read();
+        catalogue.disk_or_trash(id).map_or_else(|| id.to_string(), |disk| disk.name.clone())
     }
 
     /// The disk in the trash that an id, a name or a unique beginning of an id means.
@@ -266,6 +273,7 @@ impl Engine {
         snapshots: &[SnapshotId],
     ) -> Result<()> {
         let disk = known(catalogue.remove_trash(id))?.disk;
+        catalogue.end_access_of(id);
         self.tree(disk.tree).release(disk.head);
         self.forget_with_disk(catalogue, &disk, snapshots)
     }

@@ -306,7 +306,7 @@ fn commit(
         snapshot: info.id.clone(),
         snapshot_name: copy.name.clone().unwrap_or_else(|| info.name.clone()),
         disk: info.disk_id.clone(),
-        disk_name: info.disk_name.clone().unwrap_or_else(|| info.disk_id.to_string()),
+        disk_name: work.vault.engine.name_of_disk(&info.disk_id),
         size: info.size,
         created_at: info.created_at,
         copied_at: now(),

@@ -4,8 +4,10 @@
 
 use std::fs;
 
+use rowd_proto::{DiskCreate, ErrorKind};
 use rowd_tests::client::Client;
-use rowd_tests::process::Daemon;
+use rowd_tests::crash::control::{Control, Failure};
+use rowd_tests::process::{Daemon, SMALL};
 use rowd_tests::wait;
 use serde_json::{Value, json};
 
@@ -462,4 +464,97 @@ fn instant_access_ends_with_the_disk() {
     gone(&daemon, name);
     assert!(restored(&daemon, name, DISK)[..24 << 20] == noise(1, 24 << 20)[..]);
     wait::until("an empty pool", || (daemon.status("used_bytes") == 0).then_some(()));
+}
+
+/// Promise: a disk in the trash keeps its snapshots as they are: copies under way go on, under the disk's name, instant
+/// access stays, what is in the repository alone serves on, and the disk comes back with all of it; when it goes for
+/// good instant access ends.
+#[test]
+fn a_disk_in_the_trash_keeps_its_snapshots_wherever_they_are() {
+    let mut daemon = daemon();
+    daemon.change_setup(|setup| setup.config(&SMALL.replace("hours = 0", "hours = 24")));
+    daemon.stop();
+    daemon.start();
+    daemon.ctl(&["repo", "remove", "backup", "--yes"]);
+    daemon.ctl(&["repo", "add", "slow", &url(&daemon), "--bandwidth", "16MiB"]);
+    let all: Vec<Vec<u8>> = (1..4).map(|seed| noise(seed, 20 << 20)).collect();
+    let create = |name: &str, access: &[&str]| {
+        let args = ["snapshot", "create", "data", name, "--repo", "slow"];
+        daemon.json(&[&args[..], access].concat())["id"].as_str().unwrap().to_owned()
+    };
+    write(&daemon, "data", 0, &all[0]);
+    let one = create("one", &[]);
+    gone(&daemon, &one);
+    write(&daemon, "data", 0, &all[1]);
+    let two = create("two", &["--instant-access", "none"]);
+    write(&daemon, "data", 0, &all[2]);
+    let three = create("three", &["--instant-access", "none"]);
+    daemon.ctl(&["disk", "delete", "data", "--yes"]);
+    for snapshot in [&two, &three] {
+        daemon.ctl(&["snapshot", "wait", snapshot]);
+        let told = show(&daemon, snapshot);
+        assert_eq!(told["presence"], json!(["pool", "repository"]), "{told}");
+        let copy = daemon.json(&["copy", "show", told["copy"].as_str().unwrap()]);
+        assert_eq!(copy["detail"]["disk_name"], "data");
+    }
+    // Its node was between those of the others, and the disk's own is below.
+    daemon.ctl(&["snapshot", "set", &two, "--no-instant-access"]);
+    gone(&daemon, &two);
+    daemon.wait_reclaimed();
+    daemon.crash();
+    daemon.ctl(&["trash", "restore", "data"]);
+    daemon.wait_reclaimed();
+    assert!(contents(&daemon, "data", DISK)[..20 << 20] == all[2][..]);
+    daemon.ctl(&["disk", "rollback", "data", "three", "--yes"]);
+    for (snapshot, bytes) in [&one, &two, &three].into_iter().zip(&all) {
+        assert!(restored(&daemon, snapshot, DISK)[..20 << 20] == bytes[..], "{snapshot}");
+    }
+    daemon.ctl(&["trash", "purge", "--all", "--yes"]);
+    daemon.ctl(&["disk", "delete", "data", "--yes"]);
+    assert_eq!(show(&daemon, &three)["instant_access"], true);
+    daemon.ctl(&["trash", "purge", "data", "--yes"]);
+    assert_eq!(show(&daemon, &three)["instant_access"], false);
+    gone(&daemon, &three);
+    wait::until("an empty pool", || (daemon.status("used_bytes") == 0).then_some(()));
+    for snapshot in [&one, &two, &three] {
+        daemon.ctl(&["snapshot", "verify", snapshot]);
+        daemon.ctl(&["snapshot", "delete", snapshot, "--yes"]);
+    }
+    empty(&daemon);
+}
+
+/// Promise: a program that asks for a disk of a snapshot that only the repository has gets one that can be used at
+/// once; with `--quiet` too it is said why a copy is not right.
+#[test]
+fn a_program_gets_a_disk_of_what_only_the_repository_has() {
+    let daemon = slow("64MiB");
+    let bytes = noise(1, 9 << 20);
+    write(&daemon, "data", 0, &bytes);
+    daemon.ctl(&["snapshot", "create", "data", "one", "--repo", "slow"]);
+    gone(&daemon, "data@one");
+    daemon.ctl(&["policy", "create", "nightly", "--at", "2", "--keep", "7d"]);
+    let mut control = Control::connect(&daemon.control_socket()).unwrap();
+    let mut ask = DiskCreate {
+        name: "new".to_owned(),
+        from: Some("data@one".to_owned()),
+        policy: Some("nightly".to_owned()),
+        ..DiskCreate::default()
+    };
+    let Err(Failure::Refused(refused)) = control.call(&ask) else { panic!("a policy is taken") };
+    assert_eq!(refused.kind, ErrorKind::Invalid, "{refused:?}");
+    ask.policy = None;
+    let made = control.call(&ask).unwrap();
+    assert_eq!(made.name, "new");
+    assert!(contents(&daemon, "new", DISK)[..9 << 20] == bytes[..]);
+    let chunks = files(&daemon.file("vault").join("chunks"));
+    let mut chunk = fs::read(&chunks[0]).unwrap();
+    chunk[100] ^= 1;
+    fs::write(&chunks[0], chunk).unwrap();
+    let copy = show(&daemon, "data@one")["copy"].as_str().unwrap().to_owned();
+    for args in [["copy", "verify", copy.as_str()], ["snapshot", "verify", "data@one"]] {
+        let said = daemon.try_ctl(&[&["--quiet"], &args[..]].concat()).fails_with(24);
+        assert!(said.stderr.contains("is damaged"), "{said}");
+        let said = daemon.try_ctl(&args).fails_with(24);
+        assert!(said.stderr.is_empty() && said.stdout.contains("is damaged"), "{said}");
+    }
 }

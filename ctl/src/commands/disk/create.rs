@@ -63,14 +63,12 @@ pub fn create(args: Create, context: &Context) -> Result<Outcome> {
     }
     let mut client = context.client()?;
     let meant = match from.as_deref() {
-        Some(copy) if is_copy => {
-            protection.refuse_for_copy()?;
-            Some((copy.to_owned(), repo))
-        }
+        Some(copy) if is_copy => Some((copy.to_owned(), repo)),
         Some(it) => copy_meant(&mut client, it)?,
         None => None,
     };
     if let Some((copy, repo)) = meant {
+        protection.refuse_for_copy()?;
         let request =
             CopyRestore { copy, repo, name, size, description, tags, instance, encrypted, full };
         return super::super::copy::restore(&request, context);

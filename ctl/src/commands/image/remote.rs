@@ -117,9 +117,9 @@ pub fn deploy(deploy: &Deploy, context: &Context) -> Result<Outcome> {
     for id in jobs {
         let ended = job::finish(&mut client, &id, None, context)?;
         if job::outcome(&ended) != Outcome::Done {
-            job::print(&ended, context)?;
+            let outcome = job::end(&ended, context)?;
             take_back(&mut client, &made)?;
-            return Ok(job::outcome(&ended));
+            return Ok(outcome);
         }
     }
     let shown = made.iter().map(|disk| client.call(&DiskShow { disk: disk.id.clone() }));

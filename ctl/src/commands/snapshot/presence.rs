@@ -137,8 +137,7 @@ pub fn verify(snapshot: &str, context: &Context) -> Result<Outcome> {
     };
     let started = client.call_patiently(&CopyVerify { copy, repo: snapshot.repo.clone() })?;
     let ended = job::finish(&mut client, &started.id, None, context)?;
-    job::print(&ended, context)?;
-    Ok(job::outcome(&ended))
+    job::end(&ended, context)
 }
 
 /// The copy that a disk has to be made of, when that is what a name means that is no copy's.
