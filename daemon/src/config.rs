@@ -214,6 +214,7 @@ fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {
     let trash = number("trash.hours", raw.trash.hours)?;
     let flush = number("background.flush_ms", back.flush_ms)?;
     let checkpoint = number("background.checkpoint_s", back.checkpoint_s)?;
+    let cost = number("background.copy_cost", back.copy_cost)?;
     Ok(Settings {
         dir: dir.to_owned(),
         pool: pool.path.clone().unwrap_or_else(|| dir.join("pool")),
@@ -231,6 +232,7 @@ fn settings(raw: &Raw, dir: &Path) -> Result<Settings> {
         flush_every: Duration::from_millis(flush),
         checkpoint_every: Duration::from_secs(checkpoint),
         scrub_rate: size("background.scrub_rate", back.scrub_rate.as_deref())?,
+        copy_cost: f64::from(u32::try_from(cost).unwrap_or(100)) / 100.0,
         encryption: encryption(&raw.encryption)?,
         background: true,
     })
@@ -375,6 +377,7 @@ mod tests {
             ("[pool]\njournal = \"1MiB\"", "pool.journal"),
             ("[pool]\nmax_size = \"1MiB\"", "pool.max_size"),
             ("[background]\nflush_ms = 5000", "background.flush_ms"),
+            ("[background]\ncopy_cost = 0", "background.copy_cost"),
             ("[pool]\nmap_cache = \"lots\"", "pool.map_cache"),
             ("[pool]\nio = \"fast\"", "pool.io"),
             ("[attach]\nconnections = 1", "attach.connections"),

@@ -2,7 +2,8 @@
 //!
 //! Absent: Azure and Google, which have no server to run here.
 
-mod copies;
+pub mod copies;
+mod courtesy;
 mod deletes;
 mod drill;
 mod encrypted;

@@ -235,6 +235,9 @@ keys! {
         checkpoint_s: Number ("of seconds") [1, 3600] Default "5";
         /// What a scrub reads in a second.
         scrub_rate: Size Default "\"64MiB\"";
+        /// What copies on their way to a repository may cost busy clients of what these get done. Copies rest as much as that
+        /// takes, and work for so many percent of the time however much they cost; at 100 they never rest.
+        copy_cost: Number ("in percent") [1, 100] Default "5";
     }
 
     /// Disks as kernel devices, `/dev/nbdN`.

@@ -30,6 +30,7 @@ pub(super) struct Meters {
     checkpoints: Histogram,
     last_checkpoint: AtomicU64,
     pub(super) reclaim_steps: AtomicU64,
+    uploads_waited: AtomicU64,
 }
 
 impl Default for Meters {
@@ -40,6 +41,7 @@ impl Default for Meters {
             checkpoints: Histogram::default(),
             last_checkpoint: AtomicU64::new(0),
             reclaim_steps: AtomicU64::new(0),
+            uploads_waited: AtomicU64::new(0),
         }
     }
 }
@@ -49,6 +51,14 @@ impl Meters {
         self.checkpoints.add(1, took);
         self.last_checkpoint.store(now(), Ordering::Relaxed);
     }
+}
+
+/// What all clients together have got done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    pub requests: u64,
+    /// From receipt to reply, added up over the requests.
+    pub nanos: u64,
 }
 
 /// What clients did with a disk, or with its snapshots.
@@ -86,6 +96,8 @@ pub struct Work {
     pub syncs: Counted,
     pub cache_misses: u64,
     pub reclaim_steps: u64,
+    /// How long uploads waited to let clients go first.
+    pub uploads_waited: Duration,
     /// The number of the last event.
     pub last_event: u64,
     pub copies_under_way: u64,
@@ -116,6 +128,25 @@ impl Engine {
     #[must_use]
     pub fn counting_since(&self) -> (u64, Duration) {
         (self.meters.since.0, self.meters.since.1.elapsed())
+    }
+
+    /// What all clients together have got done since the daemon started. Less when a disk is gone.
+    #[must_use]
+    pub fn served(&self) -> Served {
+        let mut served = Served::default();
+        for meter in self.meters.disks.lock().values() {
+            for done in meter.totals() {
+                served.requests += done.took.count();
+                served.nanos = served.nanos.saturating_add(done.took.nanos);
+            }
+        }
+        served
+    }
+
+    /// An upload waited so long to let clients go first.
+    pub fn upload_waited(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.meters.uploads_waited.fetch_add(nanos, Ordering::Relaxed);
     }
 
     /// What clients did with each disk that had any since the daemon started, by name. A disk that is gone is
@@ -222,6 +253,9 @@ impl Engine {
             syncs: self.shared.pool.file.syncs.counted(),
             cache_misses: self.shared.budget.misses.load(Ordering::Relaxed),
             reclaim_steps: self.meters.reclaim_steps.load(Ordering::Relaxed),
+            uploads_waited: Duration::from_nanos(
+                self.meters.uploads_waited.load(Ordering::Relaxed),
+            ),
             last_event,
             copies_under_way: copies - copies_failed,
             copies_failed,

@@ -99,6 +99,8 @@ pub struct Settings {
     pub checkpoint_every: Duration,
     /// Bytes per second a scrub reads unless told otherwise.
     pub scrub_rate: u64,
+    /// The part of what clients do that uploads may cost them; 1 for all of it.
+    pub copy_cost: f64,
     /// Where master keys are.
     pub encryption: crypt::master::Settings,
     /// Whether background threads run; tests drive the work themselves.

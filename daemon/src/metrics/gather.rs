@@ -213,6 +213,7 @@ fn of_upkeep(page: &mut Page<'_>, pool: &PoolStatus, work: &Work) -> fmt::Result
     let copies =
         vec![state("progressing", work.copies_under_way), state("failed", work.copies_failed)];
     page.write(table::COPIES, copies)?;
+    page.one(table::COPY_WAIT, Value::Real(work.uploads_waited.as_secs_f64()))?;
     let jobs = work.jobs.iter();
     let jobs = jobs.map(|(kind, count)| (vec![("kind", kind.clone())], Value::Whole(*count)));
     page.write(table::JOBS, jobs.collect())?;

@@ -116,6 +116,7 @@ metrics! {
     SCRUB_BYTES = Gauge "rowd_scrub_last_bytes" [] "Bytes that it read";
 
     COPIES = Gauge "rowd_copies" ["state"] "Copies of snapshots that are progressing or have failed";
+    COPY_WAIT = Counter "rowd_copy_wait_seconds" [] "Time that copies on their way to a repository waited to let clients go first";
     JOBS = Gauge "rowd_jobs_running" ["kind"] "Jobs that run now; kinds that do not run are absent";
     EVENTS = Counter "rowd_events" [] "Events over the life of the pool";
     POLICY_LAST = Gauge "rowd_policy_last_success_timestamp_seconds" ["policy"]

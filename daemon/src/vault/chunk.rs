@@ -36,7 +36,7 @@ pub fn pack(owner: &CopyId, blocks: &[u8], seal: &Seal) -> Result<(Chunk, Vec<u8
         }
     };
     let (raw, stored) = (length(blocks)?, length(&bytes)?);
-    Ok((Chunk { owner: owner.clone(), sum, raw, stored }, bytes))
+    Ok((Chunk { owner: owner.clone().into(), sum, raw, stored }, bytes))
 }
 
 /// The blocks in the object of a chunk.

@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn blocks_chunks_and_pieces_find_each_other() {
-        let chunk = Chunk { owner: CopyId::from("c-1"), sum: [0; 32], raw: 1 << 20, stored: 1 };
+        let chunk =
+            Chunk { owner: CopyId::from("c-1").into(), sum: [0; 32], raw: 1 << 20, stored: 1 };
         let pieces =
             vec![piece(2, 3, 1, 0), piece(5, 1, 0, 9), piece(9, 4, 1, 3), piece(20, 1, 2, 0)];
         let index = Index::new(Table { chunks: vec![chunk; 3], pieces });

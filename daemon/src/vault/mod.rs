@@ -8,6 +8,7 @@ mod address;
 mod chunk;
 mod collect;
 pub mod copies;
+mod courtesy;
 mod credentials;
 mod download;
 mod fill;
@@ -43,8 +44,10 @@ use crate::engine::jobs::Job;
 use crate::engine::repos::RepoRecord;
 use crate::engine::{Engine, now};
 use crate::error::{Error, ErrorKind, Result};
+use crate::faults;
 use crate::units::{CopyId, RepoId};
 use address::Address;
+use courtesy::Courtesy;
 use credentials::Source;
 use format::{FORMAT_KEY, Format, RECORD_MAX};
 use origin::Fetching;
@@ -97,6 +100,10 @@ pub struct Vault {
     /// The jobs of copies under way.
     jobs: Mutex<HashMap<CopyId, Arc<Job>>>,
     pacers: Mutex<HashMap<RepoId, Arc<Pacer>>>,
+    /// When it was last looked for what killed writers have left.
+    swept: Mutex<HashMap<RepoId, Instant>>,
+    /// How uploads share the host with clients.
+    courtesy: Courtesy,
     /// What disks that are used while they are filled wait for.
     fetching: Fetching,
     /// Whether everything ends, and who waits for a store on a thread that may block.
@@ -121,6 +128,7 @@ impl Vault {
             .map_err(|e| Error::io("start the threads of the vault", &e))?;
         let handle = runtime.handle().clone();
         let runtime = Mutex::new(Some(runtime));
+        let allowed = engine.settings().copy_cost;
         Ok(Arc::new(Vault {
             engine: Arc::clone(engine),
             handle,
@@ -130,6 +138,8 @@ impl Vault {
             permits: Arc::new(Semaphore::new(JOBS_AT_ONCE)),
             jobs: Mutex::default(),
             pacers: Mutex::default(),
+            swept: Mutex::default(),
+            courtesy: Courtesy::new(allowed, upload::PARALLEL, Instant::now()),
             fetching: Fetching::default(),
             ended: watch::Sender::new(false),
             attended: RwLock::default(),

@@ -56,6 +56,7 @@ struct Way<'a> {
 /// `Cancelled`; `NotFound` when the source was deleted before this began; a store does not answer.
 pub(super) fn run(work: &Work, copy: &CopyRecord, from: &Place) -> Result<Header> {
     let engine = &work.vault.engine;
+    work.arrive();
     let end = |name: &str| -> Result<End> {
         let repo = engine.repo(name)?;
         let (store, _) = work.wait(open_repo(&repo))?;
@@ -138,18 +139,15 @@ impl Way<'_> {
             table.chunks.iter().filter(missing).filter(once).cloned().collect()
         };
         self.send(&new)?;
+        let own = Arc::new(self.copy.id.clone());
         let chunks = table.chunks.iter().map(|chunk| match known.get(&chunk.sum) {
             Some(there) => there.clone(),
-            None => Chunk { owner: self.copy.id.clone(), ..chunk.clone() },
+            None => Chunk { owner: Arc::clone(&own), ..chunk.clone() },
         });
         let table = Table { chunks: chunks.collect(), pieces: table.pieces };
         let bytes = table.encode()?;
-        let needed: HashSet<String> = table
-            .chunks
-            .iter()
-            .filter(|chunk| chunk.owner == self.copy.id)
-            .map(Chunk::key)
-            .collect();
+        let needed: HashSet<String> =
+            table.chunks.iter().filter(|chunk| chunk.owner == own).map(Chunk::key).collect();
         let old = &self.header;
         let mut header = Header {
             id: self.copy.id.clone(),
@@ -242,16 +240,17 @@ impl Way<'_> {
         there: &HashSet<String>,
     ) -> Result<()> {
         let job = &self.work.job;
+        let own = Arc::new(self.copy.id.clone());
         let mut rest = chunks.iter();
         loop {
             while under_way.len() < PARALLEL
                 && let Some(chunk) = rest.next()
             {
-                let to = Chunk { owner: self.copy.id.clone(), ..chunk.clone() }.key();
+                let to = Chunk { owner: Arc::clone(&own), ..chunk.clone() }.key();
                 if there.contains(&to) {
                     job.done.fetch_add(u64::from(chunk.raw), Ordering::Relaxed);
                 } else {
-                    self.begin(under_way, chunk, to);
+                    self.begin(under_way, chunk, to)?;
                 }
             }
             if under_way.is_empty() {
@@ -269,12 +268,13 @@ impl Way<'_> {
         }
     }
 
-    /// Begins to send a chunk: read, check, write.
-    fn begin(&self, under_way: &mut JoinSet<Result<u32>>, chunk: &Chunk, to: String) {
+    /// Begins to send a chunk, when it is its turn: read, check, write.
+    fn begin(&self, under_way: &mut JoinSet<Result<u32>>, chunk: &Chunk, to: String) -> Result<()> {
         let (from_store, from_pacer) = (self.source.store.clone(), Arc::clone(&self.source.pacer));
         let (to_store, to_pacer) = (self.target.store.clone(), Arc::clone(&self.target.pacer));
         let (chunk, seal) = (chunk.clone(), self.seal.clone());
         let work = self.work.clone();
+        let ticket = self.work.ticket()?;
         let move_it = move || {
             let key = chunk.key();
             work.turn(&from_pacer, chunk.stored as usize)?;
@@ -283,9 +283,10 @@ impl Way<'_> {
             check(&chunk, &bytes, &seal)?;
             work.turn(&to_pacer, bytes.len())?;
             work.vault.attend(to_store.put(&to, bytes))?;
+            drop(ticket);
             Ok(chunk.raw)
         };
-        under_way.spawn_blocking_on(move_it, &self.work.vault.handle);
+        self.work.aside(under_way, move_it)
     }
 
     fn mark_again(&mut self) -> Result<()> {

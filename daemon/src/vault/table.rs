@@ -4,6 +4,8 @@
 //! complete in itself, also when most of its chunks were sent with earlier copies.
 //! Absent: the data (`chunk.rs`). FORMAT-VAULT.md has the bytes.
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 use crate::units::{BLOCK_SIZE, CopyId};
 
@@ -19,8 +21,8 @@ pub const TABLE_MAX: u64 = 512 << 20;
 /// A chunk: an object with blocks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Chunk {
-    /// The copy it was sent with.
-    pub owner: CopyId,
+    /// The copy it was sent with. Shared: a large disk has a quarter of a million chunks for each TiB.
+    pub owner: Arc<CopyId>,
     /// SHA-256 of its blocks; of an encrypted copy, of its object.
     pub sum: [u8; 32],
     /// Bytes of its blocks.
@@ -131,10 +133,10 @@ impl Table {
     /// The copies whose chunks it needs, each once, in order.
     #[must_use]
     pub fn owners(&self) -> Vec<CopyId> {
-        let mut all: Vec<CopyId> = self.chunks.iter().map(|chunk| chunk.owner.clone()).collect();
-        all.sort();
+        let mut all: Vec<&CopyId> = self.chunks.iter().map(|chunk| &*chunk.owner).collect();
+        all.sort_unstable();
         all.dedup();
-        all
+        all.into_iter().cloned().collect()
     }
 
     /// A sum of all that it holds, whoever sent the chunks.
@@ -244,16 +246,17 @@ fn read(reader: &mut Reader<'_>) -> Option<Table> {
     for _ in 0..owners {
         let length = reader.count()?;
         let name = std::str::from_utf8(reader.take(length)?).ok()?;
-        names.push(CopyId::from(name));
+        names.push(Arc::new(CopyId::from(name)));
     }
-    let mut table = Table::default();
     let mut rows = Reader { rest: reader.take(chunks.checked_mul(CHUNK_ROW)?)? };
+    let mut table = Table { chunks: Vec::with_capacity(chunks), pieces: Vec::new() };
     for _ in 0..chunks {
         let owner = names.get(rows.count()?)?.clone();
         let sum = rows.take(32)?.try_into().ok()?;
         table.chunks.push(Chunk { owner, sum, raw: rows.number()?, stored: rows.number()? });
     }
     let mut rows = Reader { rest: reader.take(pieces.checked_mul(PIECE_ROW)?)? };
+    table.pieces.reserve_exact(pieces);
     for _ in 0..pieces {
         let start = u64::from_le_bytes(rows.take(8)?.try_into().ok()?);
         let (blocks, chunk, at) = (rows.number()?, rows.number()?, rows.number()?);
@@ -291,7 +294,7 @@ mod tests {
 
     fn chunk(owner: &str, first: u8) -> Chunk {
         let raw = u32::try_from(BLOCKS * BLOCK_SIZE).unwrap();
-        Chunk { owner: CopyId::from(owner), sum: [first; 32], raw, stored: 7 }
+        Chunk { owner: CopyId::from(owner).into(), sum: [first; 32], raw, stored: 7 }
     }
 
     /// A table whose piece for each marked block tells its place by `at`.

@@ -19,7 +19,7 @@ use super::open_repo;
 use super::seal::{Seal, Sealing};
 use super::store::Store;
 use super::table::{Chunk, Piece, Table};
-use super::work::{Pacer, Work};
+use super::work::{Pacer, Ticket, Work};
 use crate::disk::lane::Lane;
 use crate::engine::api::{Change, SnapshotInfo};
 use crate::engine::copies::{Base, CopyRecord};
@@ -69,6 +69,7 @@ pub(super) fn run(work: &Work, copy: &CopyRecord) -> Result<Header> {
     let repo = engine.repo(&copy.repo)?;
     let job = Arc::clone(&work.job);
     let user = format!("copy {} to {}", copy.id, copy.repo);
+    work.arrive();
     // Of a snapshot that goes, its own copy goes too.
     let pin = match engine.copy_standing(&copy.id) {
         Standing::Own => Pin::Yields,
@@ -121,9 +122,13 @@ impl Sender<'_> {
         let total = stored.clone().map(|change| change.length).sum();
         self.work.job.total.store(total, Ordering::Relaxed);
         let mut blocks = Vec::with_capacity(CHUNK_BYTES);
+        let mut ticket = None;
         for change in stored {
             let (mut at, end) = (change.offset, (change.offset + change.length).min(size));
             while at < end {
+                if ticket.is_none() {
+                    ticket = Some(self.next()?);
+                }
                 let room = CHUNK_BYTES - blocks.len();
                 let length = usize::try_from(end - at).unwrap_or(room).min(room);
                 let first = blocks.len();
@@ -132,14 +137,16 @@ impl Sender<'_> {
                 lane.read(range, &mut blocks[first..])?;
                 self.piece(at, length, first)?;
                 at = range.end;
-                if blocks.len() == CHUNK_BYTES {
+                if blocks.len() == CHUNK_BYTES
+                    && let Some(ticket) = ticket.take()
+                {
                     let full = std::mem::replace(&mut blocks, Vec::with_capacity(CHUNK_BYTES));
-                    self.begin(full)?;
+                    self.begin(ticket, full)?;
                 }
             }
         }
-        if !blocks.is_empty() {
-            self.begin(blocks)?;
+        if let Some(ticket) = ticket {
+            self.begin(ticket, blocks)?;
         }
         while !self.under_way.is_empty() {
             self.one_done()?;
@@ -163,12 +170,17 @@ impl Sender<'_> {
         Ok(())
     }
 
-    /// Begins to send a chunk, when there is room for another.
-    fn begin(&mut self, blocks: Vec<u8>) -> Result<()> {
+    /// Waits until there is room for another chunk, and it is its turn.
+    fn next(&mut self) -> Result<Ticket> {
         self.work.check()?;
         while self.under_way.len() >= PARALLEL {
             self.one_done()?;
         }
+        self.work.ticket()
+    }
+
+    /// Begins to send a chunk.
+    fn begin(&mut self, ticket: Ticket, blocks: Vec<u8>) -> Result<()> {
         if self.marked.elapsed() > MARK_EVERY {
             self.work.wait(mark(self.work, &self.store, &self.id, None))?;
             self.marked = Instant::now();
@@ -186,10 +198,10 @@ impl Sender<'_> {
                 work.turn(&pacer, bytes.len())?;
                 work.vault.attend(store.put(&key, bytes))?;
             }
+            drop(ticket);
             Ok((index, chunk))
         };
-        self.under_way.spawn_blocking_on(send, &self.work.vault.handle);
-        Ok(())
+        self.work.aside(&mut self.under_way, send)
     }
 
     /// Waits for one of the chunks under way.

@@ -10,9 +10,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinSet;
 
 use super::Vault;
+use super::courtesy::Turn;
 use crate::engine::api::JobState;
 use crate::engine::jobs::Job;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,6 +23,8 @@ use crate::error::{Error, ErrorKind, Result};
 const NOTICED: Duration = Duration::from_millis(50);
 /// The vault's threads come after everybody else's.
 const NICE: i32 = 10;
+/// Those that do nothing but compute, and hold nothing that a client may wait for, come last.
+const LAST: i32 = 19;
 
 /// One piece of work.
 #[derive(Clone, Debug)]
@@ -55,6 +59,63 @@ impl Work {
         })
     }
 
+    /// Says that uploads are about to begin.
+    pub fn arrive(&self) {
+        self.vault.courtesy.arrive(Instant::now(), self.vault.engine.served());
+    }
+
+    /// Waits until an upload may read, pack and send one more chunk without being in the way of clients.
+    ///
+    /// # Errors
+    /// As [`Work::check`].
+    pub fn ticket(&self) -> Result<Ticket> {
+        let mut waits = None;
+        loop {
+            let (now, served) = (Instant::now(), self.vault.engine.served());
+            let time = match self.vault.courtesy.ask(now, served) {
+                Turn::Begin => break,
+                Turn::Look(time) => time,
+                Turn::Wait(time) => {
+                    waits.get_or_insert_with(|| {
+                        self.job.says("waits to let clients go first");
+                        now
+                    });
+                    time
+                }
+            };
+            self.wait(async {
+                tokio::time::sleep(time).await;
+                Ok(())
+            })?;
+        }
+        let ticket = Ticket(Arc::clone(&self.vault));
+        match waits {
+            Some(since) => self.vault.engine.upload_waited(since.elapsed()),
+            None => self.job.says(""),
+        }
+        Ok(ticket)
+    }
+
+    /// Does a part of the work on a thread that comes after all others.
+    pub fn aside<T: Send + 'static>(
+        &self,
+        parts: &mut JoinSet<Result<T>>,
+        part: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<()> {
+        let (tell, told) = oneshot::channel();
+        let run = move || {
+            be_nice(LAST);
+            if tell.send(part()).is_err() {
+                tracing::debug!("nobody waits for a part of a copy any more");
+            }
+        };
+        let thread = std::thread::Builder::new().name("vault-part".to_owned()).spawn(run);
+        thread.map_err(|e| Error::io("start a thread", &e))?;
+        let ended = async { told.await.map_err(|e| Error::internal(e.to_string()))? };
+        parts.spawn_on(ended, &self.vault.handle);
+        Ok(())
+    }
+
     /// # Errors
     /// `ShuttingDown` or `Cancelled`.
     pub fn check(&self) -> Result<()> {
@@ -74,6 +135,23 @@ impl Work {
             }
             tokio::time::sleep(NOTICED).await;
         }
+    }
+}
+
+/// The right to have one chunk under way.
+#[derive(Debug)]
+pub struct Ticket(Arc<Vault>);
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.courtesy.ended(Instant::now(), self.0.engine.served());
+    }
+}
+
+/// Lets this thread come after those of clients.
+fn be_nice(nice: i32) {
+    if let Err(error) = rustix::process::setpriority_process(None, nice) {
+        tracing::debug!(%error, "the vault's threads are not nice");
     }
 }
 
@@ -108,9 +186,7 @@ impl Vault {
     ) -> Result<()> {
         let doing = Work { vault: Arc::clone(self), job: Arc::clone(job) };
         let run = move || {
-            if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-                tracing::debug!(%error, "the vault's threads are not nice");
-            }
+            be_nice(NICE);
             let turn = async {
                 let Some(permits) = permits else { return Ok(None) };
                 let turn = permits.acquire_owned().await;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use object_store::aws::AmazonS3Builder;
 use object_store::{ClientOptions, ObjectStoreExt, PutPayload};
-use rowd_proto::{Copy, CopyCreate, CopyShow, CopyStatus, RepoAdd};
+use rowd_proto::{Copy, CopyCreate, CopyShow, CopyStatus, JobShow, RepoAdd};
 use rowd_tests::s3::{BUCKET, KEY, S3Server, SECRET, write_keys};
 use serde_json::json;
 
@@ -181,7 +181,7 @@ fn follows(size: u64, changed: u64, first: &Copied, second: &Copied) -> Finding 
 }
 
 /// The same load before a copy of everything and while it runs.
-fn under_load(bench: Bench<'_>, daemon: &mut Daemon, size: u64) -> [Finding; 2] {
+fn under_load(bench: Bench<'_>, daemon: &mut Daemon, size: u64) -> [Finding; 3] {
     let window = u64::from(bench.options.window);
     daemon.full_disk(LIVE, LIVE_BYTES.min(size));
     // Everything is new again.
@@ -197,11 +197,23 @@ fn under_load(bench: Bench<'_>, daemon: &mut Daemon, size: u64) -> [Finding; 2] 
     pause(Duration::from_secs(window));
     let until = super::live::millis();
     let complete = done(daemon, &begun.id).is_some();
+    let sent = if complete { size } else { bytes_done(daemon, &begun.id) };
     let history = job.end();
     let before = history.between(asked - window * 1000, asked);
     let during = history.between(asked, until);
     wait_for("a copy", COPY_LIMIT, || done(daemon, &begun.id));
-    told(&before, &during, complete)
+    let [throughput, latency] = told(&before, &during, complete);
+    let rate = sent as f64 / f64::from(1 << 20) / window as f64;
+    let text = format!("{rate:.1} MiB/s");
+    let pace = Finding::told("the copy meanwhile", text, json!({ "mib_per_second": rate }));
+    [throughput, latency, pace]
+}
+
+/// What of a copy under way has been sent.
+fn bytes_done(daemon: &mut Daemon, id: &str) -> u64 {
+    let copy = daemon.control.call(&CopyShow { copy: id.to_owned(), repo: None });
+    let job = copy.job.map(|job| daemon.control.call(&JobShow { job }));
+    job.map_or(0, |job| job.done)
 }
 
 fn told(before: &Stretch, during: &Stretch, complete: bool) -> [Finding; 2] {

@@ -59,6 +59,7 @@ pub fn settings(dir: &std::path::Path) -> Settings {
         flush_every: Duration::from_secs(1),
         checkpoint_every: Duration::from_secs(5),
         scrub_rate: 0,
+        copy_cost: 0.05,
         encryption: Keys { master: Source::File(dir.join("master.key")), ..Keys::default() },
         background: false,
     }
