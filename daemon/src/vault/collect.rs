@@ -3,7 +3,7 @@
 //! Invariants: a chunk is deleted only if no copy needs it and no upload is under way that could come to need
 //! it. That is so when the copies are the same before and after they were read and no upload was marked at
 //! either time: an upload marks itself before it reads the copy it builds on. What is left for later is marked too.
-//! Absent: a scan for objects that nothing ever named.
+//! Absent: a scan for objects that nothing ever named; files that are no objects (`sweep.rs`).
 
 use std::collections::HashSet;
 
@@ -17,12 +17,14 @@ use crate::faults;
 use crate::units::{CopyId, SnapshotId};
 
 /// An upload that has not been heard of for so long is abandoned: its daemon is gone for good.
-const ABANDONED: u64 = 7 * 24 * 3600;
+pub const ABANDONED: u64 = 7 * 24 * 3600;
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     pub chunks: u64,
+    /// Files that writers left when they were killed.
+    pub left_files: u64,
     /// Something is left for later, because an upload is under way.
     pub later: bool,
 }

@@ -400,10 +400,13 @@ impl Vault {
         self.spawn(
             &job,
             move |work| {
-                work.wait(async {
+                let done = work.wait(async {
                     let (store, _) = open_repo(&repo).await?;
                     collect::collect(&store).await
-                })
+                })?;
+                // After it was seen that the right repository is there.
+                let left_files = work.vault.sweep(work, &repo)?;
+                Ok(collect::Collected { left_files, ..done })
             },
             |_, result| result.map(in_words),
         )
@@ -471,9 +474,13 @@ fn give_up(work: &Work, copy: &CopyRecord) -> Result<()> {
 }
 
 pub(super) fn in_words(done: collect::Collected) -> String {
-    match done.later {
+    let freed = match done.later {
         true => "left for later: an upload is under way".to_owned(),
         false => format!("{} chunks freed", done.chunks),
+    };
+    match done.left_files {
+        0 => freed,
+        count => format!("{freed}; {count} unfinished files of killed writers removed"),
     }
 }
 

@@ -23,6 +23,7 @@ mod relay;
 pub mod returning;
 mod seal;
 mod store;
+mod sweep;
 mod table;
 mod upload;
 mod work;

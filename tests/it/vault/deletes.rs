@@ -1,5 +1,8 @@
 //! Deleting copies frees what no other needs and nothing else, also beside an upload of another daemon.
 
+use std::fs::{self, File};
+use std::time::{Duration, SystemTime};
+
 use rowd_tests::wait;
 use serde_json::json;
 
@@ -80,4 +83,43 @@ fn a_cancelled_copy_leaves_nothing() {
     wait::until("an empty repository", || (files(&daemon.file("vault")).len() == 1).then_some(()));
     daemon.json_error(20, &["copy", "show", id(&begun)]);
     daemon.ctl(&["snapshot", "delete", "data@one", "--yes"]);
+}
+
+/// Promise: what a killed writer has left in a directory goes after a week, and nothing else.
+#[test]
+fn unfinished_files_of_killed_writers_go_after_a_week() {
+    let daemon = daemon();
+    write(&daemon, "data", 0, &noise(1, 5 << 20));
+    daemon.ctl(&["snapshot", "create", "data", "one"]);
+    let copy = copied(&daemon, "data@one", "backup");
+    let vault = daemon.file("vault");
+    let beside = |name: &str| vault.join("chunks").join(id(&copy)).join(name);
+    let day = Duration::from_secs(24 * 3600);
+    let old = [beside("ab#1"), vault.join("uploads").join("c-0#12"), vault.join("rowd-vault#2")];
+    let kept = [beside("cd#1"), beside("ef#x"), beside("#1"), beside("gh")];
+    for (path, age) in old.iter().map(|path| (path, 8)).chain(kept.iter().zip([6, 8, 8, 8])) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let file = File::create(path).unwrap();
+        file.set_modified(SystemTime::now() - age * day).unwrap();
+    }
+    let before = files(&vault).len();
+    // Looking for them is part of freeing what copies have left; it is done once a day.
+    let mut daemon = daemon;
+    daemon.crash();
+    write(&daemon, "data", 0, &noise(2, 4096));
+    daemon.ctl(&["snapshot", "create", "data", "two"]);
+    let second = copied(&daemon, "data@two", "backup");
+    let told = wait::until("the end of the job", || {
+        let jobs = daemon.json(&["job", "list"]);
+        let message = |job: &serde_json::Value| job["message"].as_str().unwrap().to_owned();
+        let done = |message: &String| message.contains("3 unfinished files");
+        jobs.as_array().unwrap().iter().map(message).find(done)
+    });
+    assert!(told.contains("killed writers"), "{told}");
+    assert!(old.iter().all(|path| !path.exists()) && kept.iter().all(|path| path.exists()));
+    // Header, table and chunk of the second copy are new.
+    assert_eq!(files(&vault).len(), before - 3 + 3);
+    for one in [&copy, &second] {
+        daemon.ctl(&["copy", "verify", id(one)]);
+    }
 }
