@@ -74,6 +74,8 @@ pub const SEEDED_FAULTS: &[&str] = &[
     "h9-retry-after-failed-sync",
     "h10-directory-not-synced",
     "h11-retry-overtakes",
+    "h12-runtime-ends-first",
+    "h13-turn-is-never-given-up",
 ];
 
 #[cfg(feature = "faults")]

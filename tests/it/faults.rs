@@ -7,6 +7,7 @@
 mod engine;
 mod found;
 mod kernel;
+mod vault;
 mod wire;
 
 use std::fs::File;
@@ -36,6 +37,8 @@ fn scenario(name: &str) -> Outcome {
         "h9-retry-after-failed-sync" => wire::a_failed_sync_is_never_forgotten(),
         "h10-directory-not-synced" => wire::a_new_pool_is_in_its_directory(),
         "h11-retry-overtakes" => kernel::a_request_sent_twice(),
+        "h12-runtime-ends-first" => vault::an_end_while_a_store_is_waited_for(),
+        "h13-turn-is-never-given-up" => vault::a_copy_cancelled_while_chunks_wait(),
         other => Err(format!("there is no scenario for {other}")),
     }
 }

@@ -160,9 +160,11 @@ impl Vault {
 
     /// Ends everything else.
     pub fn end(&self) {
-        self.ended.send_replace(true);
-        // A thread that still waited for the runtime when that goes would panic.
-        drop(self.attended.write());
+        if !faults::seeded("h12-runtime-ends-first") {
+            self.ended.send_replace(true);
+            // A thread that still waited for the runtime when that goes would panic.
+            drop(self.attended.write());
+        }
         if let Some(runtime) = self.runtime.lock().take() {
             runtime.shutdown_timeout(DRAIN_LIMIT);
         }

@@ -17,12 +17,12 @@ use tempfile::TempDir;
 
 use super::Outcome;
 
-const FAULTY: &str = env!("CARGO_BIN_EXE_rowd-faulty");
+pub const FAULTY: &str = env!("CARGO_BIN_EXE_rowd-faulty");
 const PAGE: [u8; 4096] = [7; 4096];
 /// The sync that fails: the daemon has started by then, and a loop of flushes soon gets there.
 const FAILING_SYNC: usize = 60;
 
-fn seeded(setup: Setup) -> Setup {
+pub fn seeded(setup: Setup) -> Setup {
     match std::env::var("ROWD_SEEDED_FAULT") {
         Ok(name) => setup.env("ROWD_SEEDED_FAULT", &name),
         Err(_) => setup,
