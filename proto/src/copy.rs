@@ -129,6 +129,12 @@ pub struct Copy {
     pub remaining_s: Option<u64>,
     /// Why it failed, or what is wrong with it.
     pub reason: Option<String>,
+    /// The id of the policy that made it, if one did.
+    #[serde(default)]
+    pub policy_id: Option<String>,
+    /// When the policy has it deleted, if it is kept for a time.
+    #[serde(default)]
+    pub expires_at: Option<Time>,
     /// What follows is known of complete copies only.
     pub detail: Option<CopyDetail>,
 }

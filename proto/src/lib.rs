@@ -76,10 +76,10 @@ pub use meter::{
 };
 pub use method::{Access, Call, Method};
 pub use policy::{
-    Policies, Policy, PolicyApply, PolicyCancel, PolicyCatchUp, PolicyCreate, PolicyDelete,
-    PolicyDeleted, PolicyDisk, PolicyHold, PolicyKeep, PolicyList, PolicyPreview, PolicyPreviewed,
-    PolicyPruneReason, PolicyPruned, PolicyResume, PolicyResumed, PolicyRun, PolicySchedule,
-    PolicySet, PolicyShow,
+    Policies, Policy, PolicyApply, PolicyCancel, PolicyCatchUp, PolicyCopy, PolicyCreate,
+    PolicyDelete, PolicyDeleted, PolicyDisk, PolicyHold, PolicyKeep, PolicyList, PolicyPreview,
+    PolicyPreviewed, PolicyPruneReason, PolicyPruned, PolicyPrunedCopy, PolicyResume,
+    PolicyResumed, PolicyRun, PolicySchedule, PolicySet, PolicyShow,
 };
 pub use pool::{PoolResize, PoolShow, PoolStatus, ScrubReport};
 pub use presence::{InstantAccess, Place};

@@ -84,6 +84,10 @@ params! {
         consistency: Consistency = default,
         catch_up: PolicyCatchUp = default,
         description: String = default,
+        /// Copy each snapshot to this repository too.
+        copy_to?: String,
+        /// How long the copies stay; left out: as long as the snapshots.
+        copy_keep?: PolicyKeep,
     }
 
     /// Lists all policies, by name.
@@ -106,6 +110,11 @@ params! {
         consistency?: Consistency,
         catch_up?: PolicyCatchUp,
         description?: String,
+        copy_to?: String,
+        /// Only for a policy that copies, or with `copy_to`.
+        copy_keep?: PolicyKeep,
+        /// Copy no more; the copies there are stay as long as they would have.
+        no_copy: bool = default,
     }
 
     /// Deletes a policy; its disks have none from now on, and their snapshots stay as long as they would have.
@@ -153,6 +162,9 @@ pub struct Policy {
     pub tags: Tags,
     pub consistency: Consistency,
     pub catch_up: PolicyCatchUp,
+    /// Where each snapshot is copied to, if it is.
+    #[serde(default)]
+    pub copy: Option<PolicyCopy>,
     /// By name.
     pub disks: Vec<PolicyDisk>,
     /// When it is due next, whether or not a disk has it.
@@ -160,6 +172,14 @@ pub struct Policy {
     pub last_run: Option<PolicyRun>,
     /// When it last made a snapshot.
     pub last_success_at: Option<Time>,
+}
+
+/// Where a policy copies its snapshots to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyCopy {
+    pub repo: String,
+    /// How long the copies stay, which is nothing to the snapshots.
+    pub keep: PolicyKeep,
 }
 
 /// A disk that has a policy.
@@ -192,7 +212,7 @@ pub struct Policies {
 /// Something that stands still.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyHold {
-    /// `clock`, or the id of a disk whose automatic snapshots are not removed.
+    /// `clock`; the id of a disk whose automatic snapshots are not removed; or `ID/REPOSITORY` for its copies there.
     pub object: String,
     pub since: Time,
     pub why: String,
@@ -215,6 +235,19 @@ pub struct PolicyPreviewed {
     pub runs: Vec<Time>,
     /// Snapshots that would go now.
     pub pruned: Vec<PolicyPruned>,
+    /// Copies that would go now.
+    #[serde(default)]
+    pub pruned_copies: Vec<PolicyPrunedCopy>,
+}
+
+/// A copy that would go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyPrunedCopy {
+    pub id: String,
+    /// `disk@snapshot`, as it was called when it was made.
+    pub name: String,
+    pub repo: String,
+    pub reason: PolicyPruneReason,
 }
 
 /// A snapshot that would go.
@@ -241,6 +274,6 @@ pub enum PolicyPruneReason {
 /// The reply to `policy.resume`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyResumed {
-    /// Snapshots that went.
+    /// Snapshots and copies that went.
     pub removed: u64,
 }

@@ -2,6 +2,8 @@
 //!
 //! Absent: ten years of schedules (`daemon/src/policy/simulation.rs`).
 
+mod copies;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -149,6 +151,7 @@ fn missed_times_are_told_and_made_up_for_once_if_wanted() {
         world.policy("often", &["--every", "30m", "--catch-up", catch_up]);
         world.move_clock(20 * 60);
         world.wait_times(&["20300107"]);
+        wait::until("the end of the run", || world.events("policy.run").pop());
         world.daemon.kill();
         world.move_clock(2 * HOUR + 8 * 60);
         world.daemon.start();

@@ -210,6 +210,8 @@ fn fields(copy: &Copy, output: &Output) -> String {
     fields.add_some("reason", copy.reason.clone());
     fields.add_some("job", copy.job.clone());
     fields.add("snapshot", copy.snapshot_id.clone());
+    fields.add_some("policy", copy.policy_id.clone());
+    fields.add_some("expires", copy.expires_at.map(|at| output.full_time(at)));
     if let Some(detail) = &copy.detail {
         fields.add("of", format!("{}@{}", detail.disk_name, detail.snapshot_name));
         fields.add_some("description", Some(detail.description.clone()));

@@ -6,21 +6,23 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use rowd_proto::{
-    Consistency, Disk, ErrorBody, Policies, Policy, PolicyApply, PolicyCancel, PolicyCatchUp,
-    PolicyCreate, PolicyDelete, PolicyList, PolicyPreview, PolicyPreviewed, PolicyPruneReason,
-    PolicyResume, PolicySchedule, PolicySet, PolicyShow, Tags,
+    Consistency, Disk, ErrorBody, Policy, PolicyApply, PolicyCancel, PolicyCatchUp, PolicyCreate,
+    PolicyDelete, PolicyList, PolicyPreview, PolicyResume, PolicySchedule, PolicySet, PolicyShow,
+    Tags,
 };
 
 use crate::client::Client;
 use crate::confirm::confirm;
 use crate::error::{Failure, Outcome, Result};
-use crate::render::{self, Columns, Fields, Heading, Output, Text};
+use crate::render::{Columns, Heading};
 
 use super::args::Consent;
 use super::{Context, Tag, parse_tag};
 
+mod told;
 mod words;
 
+use told::{fields, names, preview, table};
 use words::{Days, Every, Hours, Keep};
 
 #[derive(Debug, Subcommand)]
@@ -31,18 +33,24 @@ pub enum Verb {
   rowctl policy create office --at 8,12,18 --on mon,tue,wed,thu,fri --timezone Europe/Berlin
   rowctl policy create safe --every 15m --keep last=8,hourly=24,daily=7,weekly=4,monthly=12
   rowctl policy create db --cron '30 1 * * 1-5' --keep forever --consistency app --tag app=db
+  rowctl policy create offsite --at 3 --keep 7d --copy-to backup --copy-keep daily=30,monthly=12
 
 Hours are those of the time zone, UTC unless it is named: an hour that a change of clocks leaves out
 is due right after it, one that comes twice is due once. --every counts in real time, from 1970 on.
 
 --keep last=8,daily=7 keeps the last eight, and the newest of each of the last seven days that have
 any. What is kept forever goes when the disk has its full number of automatic snapshots and it is
-the oldest. The newest snapshot of a disk never goes by itself.")]
+the oldest. The newest snapshot of a disk never goes by itself.
+
+With --copy-to each snapshot is copied as well, and stays here as long as --keep says; its copy stays
+as long as --copy-keep says, and is part of no quota. Neither does the newest complete copy go by itself.")]
     Create(Create),
     /// Change a policy, for snapshots that are made from now on
     #[command(after_help = "Examples:
   rowctl policy set nightly --at 3
-  rowctl policy set nightly --keep 60d --catch-up once")]
+  rowctl policy set nightly --keep 60d --catch-up once
+  rowctl policy set nightly --copy-to backup --copy-keep 90d
+  rowctl policy set nightly --no-copy")]
     Set(Set),
     /// Give disks a policy; a disk has one at most
     #[command(after_help = "Examples:
@@ -103,6 +111,12 @@ pub struct Create {
     /// After a time in which runs were missed: none, or one run
     #[arg(long, value_name = "none|once", default_value = "none")]
     catch_up: CatchUp,
+    /// Copy each snapshot to this repository too, in the background
+    #[arg(long, value_name = "REPOSITORY")]
+    copy_to: Option<String>,
+    /// How long the copies stay, in the words of --keep [default: as the snapshots]
+    #[arg(long, value_name = "KEEP", requires = "copy_to")]
+    copy_keep: Option<Keep>,
     #[arg(long, default_value = "", hide_default_value = true)]
     description: String,
     /// Given to each snapshot; may be given several times
@@ -166,6 +180,15 @@ struct Change {
     /// After a time in which runs were missed: none, or one run
     #[arg(long, value_name = "none|once")]
     catch_up: Option<CatchUp>,
+    /// Copy each snapshot to this repository too, in the background
+    #[arg(long, value_name = "REPOSITORY")]
+    copy_to: Option<String>,
+    /// How long the copies stay, in the words of --keep
+    #[arg(long, value_name = "KEEP")]
+    copy_keep: Option<Keep>,
+    /// Copy no more; the copies there are stay as long as they would have
+    #[arg(long, conflicts_with_all = ["copy_to", "copy_keep"])]
+    no_copy: bool,
     #[arg(long)]
     description: Option<String>,
     /// All tags of the snapshots, in place of those before; may be given several times
@@ -317,6 +340,8 @@ fn create(args: Create, client: &mut Client, context: &Context) -> Result<()> {
         consistency: args.consistency.into(),
         catch_up: args.catch_up.into(),
         description: args.description,
+        copy_to: args.copy_to,
+        copy_keep: args.copy_keep.map(|keep| keep.0),
     };
     let made = client.call(&request)?;
     print(&made, context)?;
@@ -325,8 +350,8 @@ fn create(args: Create, client: &mut Client, context: &Context) -> Result<()> {
 }
 
 fn set(args: Set, client: &mut Client, context: &Context) -> Result<()> {
-    let Change { name, schedule, keep, consistency, catch_up, description, tags, no_tags } =
-        args.change;
+    let Change { name, schedule, keep, consistency, catch_up, description, .. } = args.change;
+    let Change { tags, no_tags, copy_to, copy_keep, no_copy, .. } = args.change;
     let tags: Tags = tags.into_iter().collect();
     let (schedule, timezone) = schedule.parts();
     let request = PolicySet {
@@ -339,11 +364,14 @@ fn set(args: Set, client: &mut Client, context: &Context) -> Result<()> {
         consistency: consistency.map(Consistency::from),
         catch_up: catch_up.map(PolicyCatchUp::from),
         description,
+        copy_to,
+        copy_keep: copy_keep.map(|keep| keep.0),
+        no_copy,
     };
     let nothing = PolicySet { policy: request.policy.clone(), ..PolicySet::default() };
     if request == nothing {
         return Err(Failure::invalid("nothing is to be changed")
-            .hint("say what: --at, --cron, --every, --timezone, --keep, --tag, --consistency, --catch-up, --name"));
+            .hint("say what: --at, --cron, --every, --timezone, --keep, --copy-to, --tag, --consistency, --catch-up, --name"));
     }
     print(&client.call(&request)?, context)
 }
@@ -423,7 +451,7 @@ fn resume(args: Resume, client: &mut Client, context: &Context) -> Result<()> {
     let by_disk = args.disk.is_some();
     let done = client.call(&PolicyResume { disk: args.disk })?;
     context.output.object(&done, "", |_| match by_disk {
-        true => format!("{} snapshots are removed", done.removed),
+        true => format!("{} snapshots and copies are removed", done.removed),
         false => "policies go on".to_owned(),
     })
 }
@@ -435,93 +463,4 @@ fn show(client: &mut Client, policy: String) -> Result<Policy> {
 
 fn print(policy: &Policy, context: &Context) -> Result<()> {
     context.output.object(policy, &policy.id, |output| fields(policy, output))
-}
-
-fn names(policy: &Policy) -> String {
-    policy.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ")
-}
-
-fn fields(policy: &Policy, output: &Output) -> String {
-    let mut fields = Fields::new();
-    fields.add("name", policy.name.clone());
-    fields.add("id", policy.id.clone());
-    fields.add_some("description", Some(policy.description.clone()));
-    fields.add("schedule", words::schedule(&policy.schedule));
-    fields.add("time zone", policy.timezone.clone());
-    fields.add("keep", words::keep(&policy.keep));
-    fields.add("consistency", policy.consistency.name());
-    fields.add_some("catch up", (policy.catch_up == PolicyCatchUp::Once).then_some("once"));
-    fields.add_some("tags", Some(render::tags(&policy.tags)));
-    fields.add_some("disks", Some(names(policy)));
-    fields.add("created", output.full_time(policy.created_at));
-    fields.add_some("next run", policy.next_run_at.map(|at| output.full_time(at)));
-    fields.add_some(
-        "last run",
-        policy.last_run.map(|run| {
-            let at = output.full_time(run.scheduled_at);
-            match run.skipped {
-                0 => Text::from(format!("{at}, {} made", run.made)),
-                skipped => Text::Alarm(format!(
-                    "{at}, {} made, {skipped} left out: see rowctl events",
-                    run.made
-                )),
-            }
-        }),
-    );
-    fields.add_some("last success", policy.last_success_at.map(|at| output.full_time(at)));
-    fields.render(output)
-}
-
-fn table(found: &Policies, output: &Output) -> String {
-    let mut columns = Columns::new(&[
-        Heading::Left("POLICY"),
-        Heading::Left("ID"),
-        Heading::Left("SCHEDULE"),
-        Heading::Left("ZONE"),
-        Heading::Left("KEEP"),
-        Heading::Left("LEVEL"),
-        Heading::Right("DISKS"),
-        Heading::Left("NEXT RUN"),
-        Heading::Left("LAST SUCCESS"),
-    ]);
-    for policy in &found.policies {
-        let level = policy.consistency;
-        columns.row([
-            policy.name.clone().into(),
-            policy.id.clone().into(),
-            words::schedule(&policy.schedule).into(),
-            policy.timezone.clone().into(),
-            words::keep(&policy.keep).into(),
-            if level == Consistency::Crash { "" } else { level.name() }.into(),
-            policy.disks.len().to_string().into(),
-            policy.next_run_at.map_or_else(String::new, |at| output.time(at)).into(),
-            policy.last_success_at.map_or_else(String::new, |at| output.time(at)).into(),
-        ]);
-    }
-    columns.render(output)
-}
-
-fn preview(found: &PolicyPreviewed, output: &Output) -> String {
-    let mut lines = vec![format!("policy {} is due", found.policy.name)];
-    lines.extend(found.runs.iter().map(|at| format!("  {}", output.full_time(*at))));
-    if found.policy.disks.is_empty() {
-        lines
-            .push(format!("but no disk has it: rowctl policy apply {} DISK...", found.policy.name));
-    }
-    if found.pruned.is_empty() {
-        lines.push("no snapshot would go now".to_owned());
-        return lines.join("\n");
-    }
-    let mut columns =
-        Columns::new(&[Heading::Left("WOULD GO NOW"), Heading::Left("ID"), Heading::Left("WHY")]);
-    for one in &found.pruned {
-        let why = match one.reason {
-            PolicyPruneReason::Expired => "its time is over",
-            PolicyPruneReason::Counted => "there are enough newer ones",
-            PolicyPruneReason::Quota => "the oldest beyond the quota",
-        };
-        columns.row([one.name.clone().into(), one.id.clone().into(), why.into()]);
-    }
-    lines.push(columns.render(output));
-    lines.join("\n")
 }

@@ -23,7 +23,7 @@ pub(super) fn create(
     let proto::CopyCreate { snapshot, repo, from, name, description, tags } = ask;
     let of = copy_of(services, snapshot, from)?;
     let spec = CopySpec { of, repo, name, description, tags };
-    services.vault.copy_create(by, spec).map(copy)
+    services.vault.copy_create(by, spec).map(|made| copy(services, made))
 }
 
 /// What a name means that is to be copied: the id of a copy; a snapshot that is here; or the id of a snapshot
@@ -50,11 +50,11 @@ fn copy_of(services: &Services, name: String, repo: Option<String>) -> Result<Co
 
 pub(super) fn list(services: &Services, _: Actor, ask: proto::CopyList) -> Result<proto::Copies> {
     let copies = services.vault.copies(ask.repo.as_deref())?;
-    Ok(proto::Copies { copies: copies.into_iter().map(copy).collect() })
+    Ok(proto::Copies { copies: copies.into_iter().map(|one| copy(services, one)).collect() })
 }
 
 pub(super) fn show(services: &Services, _: Actor, ask: proto::CopyShow) -> Result<proto::Copy> {
-    services.vault.copy(&ask.copy, ask.repo.as_deref()).map(copy)
+    services.vault.copy(&ask.copy, ask.repo.as_deref()).map(|found| copy(services, found))
 }
 
 pub(super) fn verify(services: &Services, _: Actor, ask: proto::CopyVerify) -> Result<proto::Job> {
@@ -62,7 +62,7 @@ pub(super) fn verify(services: &Services, _: Actor, ask: proto::CopyVerify) -> R
 }
 
 pub(super) fn retry(services: &Services, by: Actor, ask: proto::CopyRetry) -> Result<proto::Copy> {
-    services.vault.copy_retry(by, &ask.copy).map(copy)
+    services.vault.copy_retry(by, &ask.copy).map(|again| copy(services, again))
 }
 
 pub(super) fn delete(
@@ -109,7 +109,8 @@ pub(super) fn disk_of(
     Ok(disk(made.0))
 }
 
-fn copy(info: CopyInfo) -> proto::Copy {
+fn copy(services: &Services, info: CopyInfo) -> proto::Copy {
+    let made = services.engine.policy_copy(&info.id);
     let mut told = proto::Copy {
         id: info.id.to_string(),
         repo: info.repo,
@@ -119,6 +120,8 @@ fn copy(info: CopyInfo) -> proto::Copy {
         job: None,
         remaining_s: None,
         reason: None,
+        policy_id: made.as_ref().map(|copy| copy.automatic.policy.to_string()),
+        expires_at: made.and_then(|copy| copy.expires_at).map(Time::from_unix),
         detail: None,
     };
     match info.state {

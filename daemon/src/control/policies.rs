@@ -10,12 +10,12 @@ use super::convert::{consistency, disk, level};
 use super::{Services, resolve};
 use crate::engine::api::Actor;
 use crate::engine::api::policy::{
-    CatchUp, Counts, Hold, Keep, LastRun, PolicyChange, PolicyInfo, PolicySpec, Schedule,
+    CatchUp, CopyRule, Counts, Hold, Keep, LastRun, PolicyChange, PolicyInfo, PolicySpec, Schedule,
 };
 use crate::error::{Error, Result};
 use crate::policy::retention::Reason;
-use crate::policy::{Policies, Pruned};
-use crate::units::DiskId;
+use crate::policy::{CopyPruned, Policies, Pruned};
+use crate::units::{DiskId, PolicyId};
 
 /// Runs that a preview tells unless the client asks for more.
 const RUNS_DEFAULT: u32 = 5;
@@ -25,15 +25,17 @@ pub(super) fn create(
     by: Actor,
     ask: proto::PolicyCreate,
 ) -> Result<proto::Policy> {
+    let wanted = keep(ask.keep);
     let spec = PolicySpec {
         name: ask.name,
         description: ask.description,
         schedule: schedule(ask.schedule)?,
         zone: ask.timezone.unwrap_or_else(|| "UTC".to_owned()),
-        keep: keep(ask.keep),
+        keep: wanted.clone(),
         tags: ask.tags,
         consistency: level(ask.consistency),
         catch_up: catch_up(ask.catch_up),
+        copy: first_rule(ask.copy_to, ask.copy_keep, &wanted)?,
     };
     services.policies.create(by, spec).map(|made| policy(&services.policies, made))
 }
@@ -57,6 +59,7 @@ pub(super) fn show(services: &Services, _: Actor, ask: proto::PolicyShow) -> Res
 
 pub(super) fn set(services: &Services, by: Actor, ask: proto::PolicySet) -> Result<proto::Policy> {
     let id = resolve::policy(&services.engine, &ask.policy)?;
+    let copy = next_rule(services, &id, &ask)?;
     let change = PolicyChange {
         name: ask.name,
         description: ask.description,
@@ -66,6 +69,7 @@ pub(super) fn set(services: &Services, by: Actor, ask: proto::PolicySet) -> Resu
         tags: ask.tags,
         consistency: ask.consistency.map(level),
         catch_up: ask.catch_up.map(catch_up),
+        copy,
     };
     services.policies.change(by, &id, change).map(|made| policy(&services.policies, made))
 }
@@ -109,19 +113,24 @@ pub(super) fn preview(
     let runs = usize::try_from(ask.runs.unwrap_or(RUNS_DEFAULT));
     let runs = runs.map_err(|e| Error::internal(e.to_string()))?;
     let found = services.policies.preview(&id, runs)?;
-    let pruned = |Pruned { id, name, reason }: Pruned| proto::PolicyPruned {
-        id: id.to_string(),
-        name,
-        reason: match reason {
-            Reason::Expired => proto::PolicyPruneReason::Expired,
-            Reason::Counted => proto::PolicyPruneReason::Counted,
-            Reason::Quota => proto::PolicyPruneReason::Quota,
-        },
+    let told = |reason| match reason {
+        Reason::Expired => proto::PolicyPruneReason::Expired,
+        Reason::Counted => proto::PolicyPruneReason::Counted,
+        Reason::Quota => proto::PolicyPruneReason::Quota,
+    };
+    let pruned = |Pruned { id, name, reason }: Pruned| {
+        let (id, reason) = (id.to_string(), told(reason));
+        proto::PolicyPruned { id, name, reason }
+    };
+    let copy = |CopyPruned { id, name, repo, reason }: CopyPruned| {
+        let (id, reason) = (id.to_string(), told(reason));
+        proto::PolicyPrunedCopy { id, name, repo, reason }
     };
     Ok(proto::PolicyPreviewed {
         policy: policy(&services.policies, found.policy),
         runs: found.runs.into_iter().map(Time::from_unix).collect(),
         pruned: found.pruned.into_iter().map(pruned).collect(),
+        pruned_copies: found.copies.into_iter().map(copy).collect(),
     })
 }
 
@@ -134,6 +143,55 @@ pub(super) fn resume(
     let of = ask.disk.map(|name| resolve::chain(&services.engine, &name)).transpose()?;
     let removed = services.policies.resume(by, of.as_ref())?;
     Ok(proto::PolicyResumed { removed })
+}
+
+/// What a new policy does about copies.
+fn first_rule(
+    repo: Option<String>,
+    asked: Option<proto::PolicyKeep>,
+    of_snapshots: &Keep,
+) -> Result<Option<CopyRule>> {
+    match (repo, asked) {
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err(no_repo()),
+        (Some(repo), asked) => {
+            let keep = asked.map_or_else(|| of_snapshots.clone(), keep);
+            Ok(Some(CopyRule { repo, keep }))
+        }
+    }
+}
+
+/// What changes about the copies of a policy.
+fn next_rule(
+    services: &Services,
+    id: &PolicyId,
+    ask: &proto::PolicySet,
+) -> Result<Option<Option<CopyRule>>> {
+    let proto::PolicySet { copy_to, copy_keep, no_copy, .. } = ask;
+    match (no_copy, copy_to, copy_keep) {
+        (true, None, None) => return Ok(Some(None)),
+        (true, ..) => {
+            return Err(Error::invalid("a policy copies somewhere, or nowhere: not both"));
+        }
+        (false, None, None) => return Ok(None),
+        (false, ..) => {}
+    }
+    let spec = services.engine.policy(id)?.spec;
+    let asked = copy_keep.clone().map(keep);
+    let rule = match (copy_to.clone(), spec.copy) {
+        (None, None) => return Err(no_repo()),
+        (None, Some(old)) => CopyRule { keep: asked.unwrap_or(old.keep), ..old },
+        (Some(repo), old) => {
+            let before = old.map_or(spec.keep, |old| old.keep);
+            CopyRule { repo, keep: asked.unwrap_or(before) }
+        }
+    };
+    Ok(Some(Some(rule)))
+}
+
+fn no_repo() -> Error {
+    Error::invalid("it is said how long copies stay, and not where they are")
+        .hint("name a repository: --copy-to R")
 }
 
 fn schedule(asked: proto::PolicySchedule) -> Result<Schedule> {
@@ -175,8 +233,10 @@ fn policy_disk((id, name): (DiskId, String)) -> proto::PolicyDisk {
 
 fn policy(policies: &Policies, info: PolicyInfo) -> proto::Policy {
     let next_run_at = policies.next_run(&info).map(Time::from_unix);
-    let PolicySpec { name, description, schedule, zone, keep, tags, consistency: level, catch_up } =
-        info.spec;
+    let PolicySpec { name, description, schedule, zone, keep, tags, .. } = info.spec;
+    let PolicySpec { consistency: level, catch_up, copy, .. } = info.spec;
+    let copy =
+        copy.map(|CopyRule { repo, keep }| proto::PolicyCopy { repo, keep: told_keep(keep) });
     let run = |LastRun { slot, at, made, skipped }| proto::PolicyRun {
         scheduled_at: Time::from_unix(slot),
         ended_at: Time::from_unix(at),
@@ -197,6 +257,7 @@ fn policy(policies: &Policies, info: PolicyInfo) -> proto::Policy {
             CatchUp::None => proto::PolicyCatchUp::None,
             CatchUp::Once => proto::PolicyCatchUp::Once,
         },
+        copy,
         disks: info.disks.into_iter().map(policy_disk).collect(),
         next_run_at,
         last_run: info.last_run.map(run),

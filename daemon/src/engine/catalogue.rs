@@ -8,6 +8,7 @@
 mod copy;
 mod image;
 mod index;
+mod kept;
 mod op;
 mod policy;
 mod presence;
@@ -20,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use super::api::policy::Hold;
+use super::api::policy::{Hold, PolicyCopy};
 use super::copies::{CopyRecord, Filling};
 use super::repos::RepoRecord;
 use super::usage::UsageRecord;
@@ -29,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::units::{CopyId, DiskId, GroupId, ImageId, InstanceId, PolicyId, SnapshotId, TreeId};
 pub use image::{DataRecord, ImageRecord};
 pub use index::Counts;
+pub use kept::DONE;
 pub use op::{Entry, Op};
 pub use policy::PolicyRecord;
 pub use record::{
@@ -52,6 +54,7 @@ pub struct Catalogue {
     pub keys: BTreeMap<TreeId, Wrapped>,
     pub copies: BTreeMap<CopyId, CopyRecord>,
     pub fillings: BTreeMap<DiskId, Filling>,
+    pub policy_copies: BTreeMap<CopyId, PolicyCopy>,
     pub policies: BTreeMap<PolicyId, PolicyRecord>,
     pub holds: BTreeMap<String, Hold>,
     pub trash: BTreeMap<DiskId, TrashRecord>,
@@ -88,6 +91,7 @@ impl Catalogue {
                 }
                 "copy" => self.put_copy(decode(&key, &value)?),
                 "filling" => self.put_filling(decode(&key, &value)?),
+                "kept" => self.put_policy_copy(decode(&key, &value)?),
                 "policy" => self.put_policy(decode(&key, &value)?),
                 "hold" => self.put_hold(decode(&key, &value)?),
                 "usage" => self.usage.push_back(decode(&key, &value)?),
@@ -251,6 +255,7 @@ impl Catalogue {
                 }
                 "copy" => self.copies.get(&CopyId::from(id)).map(encode).transpose()?,
                 "filling" => self.fillings.get(&DiskId::from(id)).map(encode).transpose()?,
+                "kept" => self.policy_copies.get(&CopyId::from(id)).map(encode).transpose()?,
                 "policy" => self.policies.get(&PolicyId::from(id)).map(encode).transpose()?,
                 "hold" => self.holds.get(id).map(encode).transpose()?,
                 "usage" => self.usage_at(id).map(encode).transpose()?,

@@ -30,6 +30,7 @@ mod making;
 pub mod meters;
 mod names;
 pub mod policies;
+mod policy_copies;
 pub mod presence;
 pub mod protect;
 mod recovery;
@@ -398,13 +399,16 @@ impl Engine {
         cuts: Vec<Cut>,
         heads: &mut [Head<'_>],
     ) -> Result<()> {
-        for (Cut { snapshot, head: next }, head) in cuts.into_iter().zip(heads) {
+        for (Cut { snapshot, head: next, copy }, head) in cuts.into_iter().zip(heads) {
             let mut disk = known(catalogue.disks.get(&snapshot.disk).cloned())?;
             let view = Arc::clone(&known(self.disks.read().get(&disk.id))?.view);
             view.advance(head, next);
             disk.head = next;
             catalogue.put_disk(disk);
             catalogue.begin_copy(&snapshot);
+            if let Some(copy) = copy {
+                catalogue.begin_policy_copy(&snapshot, copy);
+            }
             catalogue.put_snapshot(snapshot);
         }
         Ok(())
@@ -438,6 +442,7 @@ impl Engine {
     fn apply_snapshot_delete(&self, catalogue: &mut Catalogue, id: &SnapshotId) -> Result<()> {
         let snapshot = known(catalogue.remove_snapshot(id))?;
         catalogue.begin_delete_of_copy(&snapshot);
+        catalogue.give_up_policy_copies(&snapshot);
         if snapshot.is_held() {
             self.tree(snapshot.tree).release(snapshot.node);
         }

@@ -154,11 +154,13 @@ impl Engine {
         self.catalogue.read().disks.values().map(|disk| disk.name.clone()).collect()
     }
 
-    /// Whether a disk is there, or snapshots of it.
+    /// Whether a disk is there, or snapshots of it, or copies by policies.
     #[must_use]
     pub fn has_chain(&self, id: &DiskId) -> bool {
         let catalogue = self.catalogue.read();
-        catalogue.disks.contains_key(id) || catalogue.snapshots_of(id).next().is_some()
+        catalogue.disks.contains_key(id)
+            || catalogue.snapshots_of(id).next().is_some()
+            || catalogue.policy_copies_of(id).next().is_some()
     }
 
     /// `disk@snapshot`, with the id of a disk that is gone. It works out no sizes either.

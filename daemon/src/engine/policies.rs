@@ -27,6 +27,7 @@ impl Engine {
     pub fn policy_create(&self, by: Actor, spec: PolicySpec) -> Result<PolicyInfo> {
         check_tags(&spec.tags)?;
         let _shape = self.shape.lock();
+        self.check_copy_rule(spec.copy.as_ref())?;
         self.check_new_policy_name(&spec.name)?;
         let (count, quota) = (self.catalogue.read().policies.len(), self.settings.quota_policies);
         if count >= quota {
@@ -74,6 +75,10 @@ impl Engine {
         if change.schedule.is_some() || change.zone.is_some() {
             // What the new schedule had in the past is not missed.
             policy.handled = policy.handled.max(now());
+        }
+        if let Some(copy) = change.copy {
+            self.check_copy_rule(copy.as_ref())?;
+            spec.copy = copy;
         }
         spec.description = change.description.unwrap_or_else(|| spec.description.clone());
         spec.schedule = change.schedule.unwrap_or_else(|| spec.schedule.clone());
@@ -252,7 +257,7 @@ impl Engine {
             id: id.clone(),
             name,
             description: String::new(),
-            disk: disk.id,
+            disk: disk.id.clone(),
             size: disk.size,
             created_at: now(),
             kind: Kind::Auto,
@@ -264,7 +269,16 @@ impl Engine {
             automatic: Some(spec.automatic),
             presence: None,
         };
-        self.change(by, Op::SnapshotCreate(Cut { snapshot, head }), message)?;
+        // A snapshot without its copy is better than none.
+        let copy = spec.copy.map(|order| self.new_policy_copy(&disk, &snapshot, order)).transpose();
+        let (copy, trouble) = match copy {
+            Ok(copy) => (copy, None),
+            Err(error) => (None, Some(format!("{message}, and not copied: {}", error.message()))),
+        };
+        self.change(by, Op::SnapshotCreate(Cut { snapshot, head, copy }), message)?;
+        if let Some(trouble) = trouble {
+            self.note(by, "policy.uncopied", id.as_str(), trouble)?;
+        }
         self.snapshot(&id)
     }
 
@@ -328,7 +342,7 @@ impl Engine {
         automatic.map(|one| one.created_at).max()
     }
 
-    /// The disks some of whose automatic snapshots may have to go: their time is over, or their number has changed
+    /// The disks some of whose automatic snapshots, or copies, may have to go: their time is over, or their number has changed
     /// since the last call.
     #[must_use]
     pub fn disks_to_prune(&self, at: u64) -> BTreeSet<DiskId> {
@@ -336,6 +350,7 @@ impl Engine {
         let mut disks = catalogue.take_stirred();
         let over = catalogue.ended(at).filter(|one| one.kind == Kind::Auto);
         disks.extend(over.map(|one| one.disk.clone()));
+        disks.extend(catalogue.ended_copies(at).map(|one| one.disk.clone()));
         disks
     }
 

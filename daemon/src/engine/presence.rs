@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::api::{Access, Actor, JobInfo, KeepSpec, PresenceInfo};
-use super::catalogue::{DiskRecord, Op, SnapshotRecord};
+use super::catalogue::{DONE, DiskRecord, Op, SnapshotRecord};
 use super::clients::Subject;
 use super::copies::{CopyRecord, Source};
 use super::{Engine, jobs, now};
@@ -266,7 +266,7 @@ impl Engine {
             return Ok(());
         }
         let Some(snapshot) = own else {
-            let op = Op::CopyRemove { id: copy.clone(), kind: "copy.done".to_owned() };
+            let op = Op::CopyRemove { id: copy.clone(), kind: DONE.to_owned() };
             return self.change(Actor::DAEMON, op, message);
         };
         let op = Op::SnapshotCopied { id: snapshot.clone(), copy: copy.clone() };

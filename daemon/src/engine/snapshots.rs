@@ -59,7 +59,7 @@ impl Engine {
             automatic: None,
             presence,
         };
-        Ok(Cut { snapshot, head })
+        Ok(Cut { snapshot, head, copy: None })
     }
 
     /// Deletes a snapshot; its blocks are freed in the background, and so is the copy that is its presence in a

@@ -16,4 +16,4 @@ mod simulation;
 mod verbs;
 
 pub use scheduler::Policies;
-pub use verbs::{Preview, Pruned};
+pub use verbs::{CopyPruned, Preview, Pruned};

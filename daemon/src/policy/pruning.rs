@@ -1,23 +1,29 @@
-//! Removing the snapshots that have had their time.
+//! Removing the snapshots that have had their time, and their copies.
 //!
-//! Invariants: looked at are the disks that are concerned, however many there are; one whose snapshots were in use is
+//! Invariants: looked at are the disks that are concerned, however many there are; one of which something was in use is
 //! looked at again; whoever removes holds `pruning`.
-//! Absent: what has had its time, which is a function (`retention.rs`).
+//! Absent: what has had its time, which is a function (`retention.rs`); deleting copies, which the vault does.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 
-use super::retention::{Reason, evict, prune};
+use super::retention::{Prune, Reason, evict, prune};
 use super::scheduler::Policies;
-use crate::engine::api::policy::{Kept, KeptOfDisk};
+use crate::engine::api::policy::Kept;
 use crate::error::Result;
-use crate::units::{DiskId, SnapshotId};
+use crate::units::{CopyId, DiskId, SnapshotId};
 
-/// What a look at the snapshots of a disk came to.
+/// What a look at a disk came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pruning {
     pub removed: u64,
     /// Something is to go when it is no longer in use, or when somebody agrees.
     pub again: bool,
+}
+
+/// The object of the hold on the copies of a disk.
+pub(super) fn copies_of(disk: &DiskId, repo: &str) -> String {
+    format!("{disk}/{repo}")
 }
 
 impl Policies {
@@ -35,52 +41,86 @@ impl Policies {
     pub(super) fn prune_all(&self, at: u64, again: &mut BTreeSet<DiskId>) -> Result<()> {
         again.append(&mut self.engine.disks_to_prune(at));
         for id in again.clone() {
-            let held = self.engine.is_held(id.as_str());
-            let stays = held || self.prune(&id, &self.engine.automatics(&id), at, false)?.again;
-            if !stays {
+            if !self.prune(&id, at, false)?.again {
                 again.remove(&id);
             }
         }
         Ok(())
     }
 
-    /// Removes those snapshots of a disk that have had their time.
-    pub(super) fn prune(
-        &self,
-        id: &DiskId,
-        disk: &KeptOfDisk,
-        at: u64,
-        agreed: bool,
-    ) -> Result<Pruning> {
+    /// Removes those snapshots and copies of a disk that have had their time. What is held stays, unless somebody
+    /// `agreed`.
+    pub(super) fn prune(&self, id: &DiskId, at: u64, agreed: bool) -> Result<Pruning> {
         let _pruning = self.pruning.lock();
-        let found = prune(at, disk.name.is_some(), &disk.snapshots, agreed);
-        if found.too_many {
-            let name = disk.name.as_deref().unwrap_or(id.as_str());
-            let why = format!(
-                "{} of {} automatic snapshots of {name} would go at once: none does until \
-                 `rowctl policy resume {name}` agrees",
-                found.remove.len(),
-                disk.snapshots.len()
-            );
-            self.engine.policy_hold(id.as_str(), &why)?;
-            return Ok(Pruning { removed: 0, again: true });
-        }
-        let mut done = Pruning { removed: 0, again: found.in_use };
-        for (snapshot, reason) in found.remove {
-            match self.remove(&snapshot, reason)? {
-                true => done.removed += 1,
-                false => done.again = true,
-            }
+        let mut done = Pruning::default();
+        let there = self.engine.automatics(id);
+        let exists = there.name.is_some();
+        let name = there.name.as_deref().unwrap_or(id.as_str());
+        let found = prune(at, exists, &there.snapshots, agreed);
+        let what = (id.as_str(), format!("automatic snapshots of {name}"), there.snapshots.len());
+        self.carry_out(&mut done, found, what, (name, agreed), |id, reason| {
+            self.remove(id, reason)
+        })?;
+        for kept in self.engine.policy_copies(id) {
+            let found = prune(at, exists, &kept.copies, agreed);
+            let object = copies_of(id, &kept.repo);
+            let what = format!("copies of {name} in {}", kept.repo);
+            let what = (object.as_str(), what, kept.copies.len());
+            let remove = |id: &CopyId, reason| self.remove_copy(id, reason);
+            self.carry_out(&mut done, found, what, (name, agreed), remove)?;
         }
         Ok(done)
     }
 
+    /// Does what was found, unless it is too much.
+    fn carry_out<I: Display>(
+        &self,
+        done: &mut Pruning,
+        found: Prune<I>,
+        (object, what, of): (&str, String, usize),
+        (disk, agreed): (&str, bool),
+        remove: impl Fn(&I, Reason) -> Result<bool>,
+    ) -> Result<()> {
+        let Prune { remove: gone, too_many, in_use } = found;
+        done.again |= in_use;
+        if !agreed && self.engine.is_held(object) {
+            done.again = true;
+            return Ok(());
+        }
+        if too_many {
+            let why = format!(
+                "{} of {of} {what} would go at once: none does until `rowctl policy resume {disk}` agrees",
+                gone.len(),
+            );
+            done.again = true;
+            return self.engine.policy_hold(object, &why);
+        }
+        for (id, reason) in gone {
+            match remove(&id, reason)? {
+                true => done.removed += 1,
+                false => done.again = true,
+            }
+        }
+        Ok(())
+    }
+
     fn remove(&self, id: &SnapshotId, reason: Reason) -> Result<bool> {
-        let (kind, why) = match reason {
-            Reason::Expired => ("snapshot.expire", "expired: its time is over"),
-            Reason::Counted => ("snapshot.expire", "expired: there are enough newer ones"),
-            Reason::Quota => ("snapshot.evict", "removed: it was the oldest beyond the quota"),
+        let kind = match reason {
+            Reason::Expired | Reason::Counted => "snapshot.expire",
+            Reason::Quota => "snapshot.evict",
         };
-        self.engine.automatic_remove(id, kind, why)
+        self.engine.automatic_remove(id, kind, told(reason))
+    }
+
+    fn remove_copy(&self, id: &CopyId, reason: Reason) -> Result<bool> {
+        self.engine.policy_copy_remove(id, told(reason))
+    }
+}
+
+fn told(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Expired => "expired: its time is over",
+        Reason::Counted => "expired: there are enough newer ones",
+        Reason::Quota => "removed: it was the oldest beyond the quota",
     }
 }

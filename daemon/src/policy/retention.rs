@@ -1,7 +1,7 @@
 //! Which automatic snapshots of a disk have had their time.
 //!
-//! Invariants: each snapshot follows the rule it was made under; the newest one of a disk that exists never goes by
-//! retention; what is in use is passed over; more than a few, and more than half of all, go only when somebody has
+//! Invariants: each snapshot follows the rule it was made under, and each copy; the newest one of a disk that exists
+//! never goes by retention; what is in use is passed over; more than a few, and more than half of all, go only when somebody has
 //! agreed.
 //! Absent: manual snapshots. Nobody here sees one.
 
@@ -30,20 +30,26 @@ pub enum Reason {
 }
 
 /// What is to go.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Prune {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prune<I = SnapshotId> {
     /// Oldest first.
-    pub remove: Vec<(SnapshotId, Reason)>,
+    pub remove: Vec<(I, Reason)>,
     /// These are too many to go unasked: nothing is removed.
     pub too_many: bool,
     /// Something else has had its time too, and is in use.
     pub in_use: bool,
 }
 
-/// What is to go of the automatic snapshots of one disk. `agreed`: however many that are.
+/// What is to go of the automatic snapshots of one disk, or of its complete copies in one repository. `agreed`: however
+/// many that are.
 #[must_use]
-pub fn prune(now: u64, disk_exists: bool, all: &[Kept], agreed: bool) -> Prune {
-    let mut sorted: Vec<&Kept> = all.iter().collect();
+pub fn prune<I: Clone + Ord>(
+    now: u64,
+    disk_exists: bool,
+    all: &[Kept<I>],
+    agreed: bool,
+) -> Prune<I> {
+    let mut sorted: Vec<&Kept<I>> = all.iter().collect();
     sorted.sort_by_key(|one| one.created_at);
     let newest = sorted.last().filter(|_| disk_exists).map(|one| &one.id);
     let kept_by_count = Kinds::new(&sorted);
@@ -82,12 +88,12 @@ pub fn has_room(all: &[Kept], quota: usize) -> bool {
 }
 
 /// The snapshots that rules of counting keep: each rule looks at all snapshots of its policy.
-struct Kinds {
-    kept: BTreeMap<(String, Counts, String), BTreeSet<SnapshotId>>,
+struct Kinds<I> {
+    kept: BTreeMap<(String, Counts, String), BTreeSet<I>>,
 }
 
-impl Kinds {
-    fn new(sorted: &[&Kept]) -> Kinds {
+impl<I: Clone + Ord> Kinds<I> {
+    fn new(sorted: &[&Kept<I>]) -> Kinds<I> {
         let mut kept = BTreeMap::new();
         for one in sorted {
             let Some(counts) = one.automatic.counts else { continue };
@@ -101,7 +107,7 @@ impl Kinds {
         Kinds { kept }
     }
 
-    fn keeps(&self, one: &Kept) -> bool {
+    fn keeps(&self, one: &Kept<I>) -> bool {
         let Some(counts) = one.automatic.counts else { return true };
         let Automatic { policy, zone, .. } = &one.automatic;
         let kept = self.kept.get(&(policy.to_string(), counts, zone.clone()));
@@ -110,15 +116,15 @@ impl Kinds {
 }
 
 /// Those that a rule keeps out of these, which are sorted by time.
-fn counted(counts: Counts, zone_name: &str, sorted: Vec<&Kept>) -> BTreeSet<SnapshotId> {
+fn counted<I: Clone + Ord>(counts: Counts, zone_name: &str, sorted: Vec<&Kept<I>>) -> BTreeSet<I> {
     // A zone that has vanished from the host: days are counted all the same.
     let zone = zone(zone_name).unwrap_or(TimeZone::UTC);
-    let clock = |one: &Kept| {
+    let clock = |one: &Kept<I>| {
         let at = i64::try_from(one.created_at).unwrap_or(0);
         zone.to_datetime(Timestamp::from_second(at).unwrap_or(Timestamp::UNIX_EPOCH))
     };
     let mut kept = BTreeSet::new();
-    let mut newest_of = |count: u32, period: &dyn Fn(&Kept) -> Period| {
+    let mut newest_of = |count: u32, period: &dyn Fn(&Kept<I>) -> Period<I>| {
         let mut last = None;
         let mut left = count;
         for one in sorted.iter().rev() {
@@ -147,8 +153,8 @@ fn counted(counts: Counts, zone_name: &str, sorted: Vec<&Kept>) -> BTreeSet<Snap
 
 /// What is counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Period {
-    One(SnapshotId),
+enum Period<I> {
+    One(I),
     Hour((Date, i8)),
     Day(Date),
     Number(i32, i32),
@@ -189,7 +195,8 @@ mod tests {
             (0..4).map(|n| kept(n, T + n * HOUR, Some(T + n * HOUR + DAY), None)).collect();
         all[1].held = Some("an image is made of it".to_owned());
         assert_eq!(numbers(&prune(T + DAY, true, &all, false).remove), [0]);
-        assert_eq!(numbers(&prune(T + 9 * DAY, true, &all, false).remove), [0, 2]);
+        let later = prune(T + 9 * DAY, true, &all, false);
+        assert_eq!((numbers(&later.remove), later.in_use), (vec![0, 2], true), "1 comes later");
         // Of a disk that is gone nothing has to stay.
         assert_eq!(numbers(&prune(T + 9 * DAY, false, &all, false).remove), [0, 2, 3]);
     }

@@ -17,7 +17,7 @@ use super::due::{Due, Missed, due};
 use super::retention::has_room;
 use super::schedule::Timetable;
 use crate::engine::api::policy::{
-    Automatic, AutomaticSpec, CLOCK, Keep, LastRun, PolicyInfo, Schedule,
+    Automatic, AutomaticSpec, CLOCK, CopyOrder, Keep, LastRun, PolicyInfo, Schedule,
 };
 use crate::engine::api::{Actor, Consistency};
 use crate::engine::{Engine, now, time_of_day};
@@ -30,6 +30,8 @@ use crate::units::{DiskId, PolicyId};
 const TICK: Duration = Duration::from_secs(1);
 /// How often it looks for snapshots that have had their time, in seconds.
 const PRUNE_EVERY: u64 = 60;
+/// How often copies of policies are tried again that have failed, in seconds.
+const RETRY_EVERY: u64 = 3600;
 /// How long a disk waits for the freeze of another one to end.
 const FREEZE_WAIT: Duration = Duration::from_secs(60);
 const FREEZE_PAUSE: Duration = Duration::from_millis(200);
@@ -64,6 +66,7 @@ struct State {
     tables: HashMap<PolicyId, (Schedule, String, Timetable)>,
     next_look: u64,
     next_prune: u64,
+    next_retry: u64,
     /// Disks that are to be looked at again, because something of them was in use.
     again: BTreeSet<DiskId>,
     begun: u64,
@@ -173,6 +176,10 @@ impl Policies {
         if ran || at >= state.next_prune {
             state.next_prune = at + PRUNE_EVERY;
             self.prune_all(at, &mut state.again)?;
+        }
+        if at >= state.next_retry {
+            state.next_retry = at + RETRY_EVERY;
+            self.engine.policy_copies_retry()?;
         }
         Ok(())
     }
@@ -362,6 +369,7 @@ impl State {
             tables: HashMap::new(),
             next_look: 0,
             next_prune: 0,
+            next_retry: now() + RETRY_EVERY,
             again: BTreeSet::new(),
             begun: wall,
         }
@@ -383,11 +391,17 @@ impl State {
 
 /// The snapshot that a policy makes of a disk at a slot.
 fn automatic(policy: &PolicyInfo, table: &Timetable, slot: u64, disk: &DiskId) -> AutomaticSpec {
-    let (expires_at, counts) = match &policy.spec.keep {
-        Keep::For { seconds } => (Some(now().saturating_add(*seconds)), None),
+    let at = now();
+    let end_of = |keep: &Keep| match keep {
+        Keep::For { seconds } => (Some(at.saturating_add(*seconds)), None),
         Keep::Forever => (None, None),
         Keep::Counts(counts) => (None, Some(*counts)),
     };
+    let (expires_at, counts) = end_of(&policy.spec.keep);
+    let copy = policy.spec.copy.as_ref().map(|rule| {
+        let (expires_at, counts) = end_of(&rule.keep);
+        CopyOrder { repo: rule.repo.clone(), expires_at, counts }
+    });
     let clock = table.civil(slot);
     AutomaticSpec {
         disk: disk.clone(),
@@ -401,6 +415,7 @@ fn automatic(policy: &PolicyInfo, table: &Timetable, slot: u64, disk: &DiskId) -
             counts,
             zone: policy.spec.zone.clone(),
         },
+        copy,
     }
 }
 

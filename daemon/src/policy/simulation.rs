@@ -1,4 +1,4 @@
-//! Ten years of policies over changes of clocks, against an oracle that looks at every minute.
+//! Ten years of policies and their copies over changes of clocks, against an oracle that looks at every minute.
 //!
 //! Invariants: the oracle shares nothing with what it judges but the offsets of the zones: it counts minutes, works
 //! out its own calendar, and knows no cron expression.
@@ -188,8 +188,10 @@ fn absence(dice: &mut Dice) -> u64 {
 
 /// What was made in a simulated life, and what should be there.
 struct Life {
-    made: Vec<u64>,
+    made: BTreeSet<u64>,
     there: Vec<Kept>,
+    /// Made then, and being copied: they cannot go.
+    copying: BTreeSet<u64>,
     keep: Option<u64>,
     counts: Option<Counts>,
     zone: &'static str,
@@ -207,7 +209,7 @@ impl Life {
         let expires_at = self.keep.map(|keep| now + keep);
         let name = String::new();
         self.there.push(Kept { id, name, created_at: now, expires_at, automatic, held: None });
-        self.made.push(now);
+        self.made.insert(now);
     }
 
     fn remove(&mut self, gone: &[SnapshotId]) {
@@ -215,6 +217,9 @@ impl Life {
     }
 
     fn prune(&mut self, now: u64) {
+        for one in &mut self.there {
+            one.held = self.copying.contains(&one.created_at).then(|| "is copied".to_owned());
+        }
         let mut found = prune(now, true, &self.there, false);
         if found.too_many {
             assert!(found.remove.len() > 10 && found.remove.len() * 2 > self.there.len());
@@ -233,7 +238,7 @@ impl Life {
         };
         wanted.extend(self.made.last());
         let surplus = wanted.len().saturating_sub(quota);
-        wanted.into_iter().skip(surplus).collect()
+        wanted.into_iter().skip(surplus).chain(self.copying.iter().copied()).collect()
     }
 
     /// By collecting the newest of each period and taking the last ones.
@@ -268,16 +273,40 @@ impl Life {
     }
 }
 
+/// A repository to which a policy copies: what is complete there, by a rule of its own.
+struct Copies {
+    complete: Life,
+    under_way: Vec<(u64, u64)>,
+}
+
+impl Copies {
+    /// Some copies are complete, whichever began first; others take longer.
+    fn look(&mut self, now: u64, dice: &mut Dice) {
+        let (done, left) = self.under_way.drain(..).partition(|_| dice.below(4) > 0);
+        self.under_way = left;
+        let done: Vec<(u64, u64)> = done;
+        done.into_iter().for_each(|(slot, made)| self.complete.make(slot, made));
+        self.complete.prune(now);
+    }
+}
+
 /// Lets a policy live through the slots, with a daemon that is away at times.
 fn live(
     slots: &[u64],
     (schedule, name): (&Schedule, &'static str),
-    (keep, counts): (Option<u64>, Option<Counts>),
+    [(keep, counts), copied]: [(Option<u64>, Option<Counts>); 2],
     (catch_up, quota): (CatchUp, usize),
     dice: &mut Dice,
 ) {
     let table = Timetable::new(schedule, name).unwrap();
-    let mut life = Life { made: Vec::new(), there: Vec::new(), keep, counts, zone: name };
+    let new = |keep, counts| {
+        let (made, copying) = (BTreeSet::new(), BTreeSet::new());
+        Life { made, there: Vec::new(), copying, keep, counts, zone: name }
+    };
+    let mut life = new(keep, counts);
+    // The copies are kept as the snapshots of another policy are.
+    let (keep_copy, counts_copy) = copied;
+    let mut copies = Copies { complete: new(keep_copy, counts_copy), under_way: Vec::new() };
     let (mut handled, mut at) = (seconds(BEGIN) - 1, 0usize);
     let (mut runs, mut told, mut late) = (BTreeSet::new(), 0, 0);
     let end = *slots.last().unwrap();
@@ -303,17 +332,24 @@ fn live(
             assert!(runs.insert(slot), "{slot} was run twice");
             late += u64::from(!on_time);
             life.make(slot, now);
+            copies.under_way.push((slot, now));
             let gone = evict(&life.there, quota);
             life.remove(&gone);
         }
         told += missed;
         at += passed;
         handled = found.handled;
+        copies.look(now, dice);
+        life.copying = copies.under_way.iter().map(|(_, made)| *made).collect();
         life.prune(now);
         looks += 1;
         if looks % 128 == 0 || handled >= end {
             let there: BTreeSet<u64> = life.there.iter().map(|one| one.created_at).collect();
             assert_eq!(there, life.wanted(now, quota), "{name} {schedule:?} {keep:?} at {now}");
+            let copied: BTreeSet<u64> =
+                copies.complete.there.iter().map(|one| one.created_at).collect();
+            let wanted = copies.complete.wanted(now, usize::MAX);
+            assert_eq!(copied, wanted, "copies: {name} {schedule:?} {keep_copy:?} at {now}");
         }
     }
     let runs = u64::try_from(runs.len()).unwrap();
@@ -336,7 +372,7 @@ fn ten_years_with_absences_have_no_double_run_none_that_is_missed_in_silence_and
                 oracle(&offsets, fits, real_time).into_iter().map(seconds).collect();
             // Hourly ones are many: seven months of them.
             let slots = &slots[..slots.len().min(5000)];
-            let keep = keeps[number % keeps.len()];
+            let keep = [keeps[number % keeps.len()], keeps[(number + 1) % keeps.len()]];
             let catch_up = [CatchUp::None, CatchUp::Once][number / keeps.len() % 2];
             live(slots, (&schedule, name), keep, (catch_up, 250), &mut dice);
         }

@@ -4,14 +4,17 @@
 //! the scheduler would do.
 //! Absent: the records (`engine/policies.rs`), and the wire.
 
+use super::pruning::copies_of;
 use super::retention::{Reason, evict, prune};
 use super::schedule::{Timetable, zone};
 use super::scheduler::Policies;
-use crate::engine::api::policy::{CLOCK, Counts, Hold, Keep, PolicyChange, PolicyInfo, PolicySpec};
+use crate::engine::api::policy::{
+    CLOCK, CopyRule, Counts, Hold, Keep, Kept, KeptInRepo, PolicyChange, PolicyInfo, PolicySpec,
+};
 use crate::engine::api::{Actor, DiskInfo};
 use crate::engine::now;
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{DiskId, PolicyId, SnapshotId};
+use crate::units::{CopyId, DiskId, PolicyId, SnapshotId};
 
 /// The longest retention, 65536 days; beyond it is forever.
 const KEEP_MAX: u64 = 65_536 * 86_400;
@@ -30,6 +33,18 @@ pub struct Preview {
     pub runs: Vec<u64>,
     /// Snapshots of its disks that would go now.
     pub pruned: Vec<Pruned>,
+    /// Copies that would go.
+    pub copies: Vec<CopyPruned>,
+}
+
+/// A copy that would go.
+#[derive(Clone, Debug)]
+pub struct CopyPruned {
+    pub id: CopyId,
+    /// `disk@snapshot`, as it was called when it was made.
+    pub name: String,
+    pub repo: String,
+    pub reason: Reason,
 }
 
 /// A snapshot that would go.
@@ -49,6 +64,7 @@ impl Policies {
         Timetable::new(&spec.schedule, &spec.zone)?;
         spec.zone = proper_name(&spec.zone)?;
         check_keep(&spec.keep)?;
+        check_copy(spec.copy.as_ref())?;
         let made = self.engine.policy_create(by, spec)?;
         self.look_again();
         Ok(made)
@@ -63,6 +79,7 @@ impl Policies {
         Timetable::new(change.schedule.as_ref().unwrap_or(&old.schedule), zone)?;
         change.zone = change.zone.as_deref().map(proper_name).transpose()?;
         change.keep.as_ref().map(check_keep).transpose()?;
+        check_copy(change.copy.as_ref().and_then(Option::as_ref))?;
         let changed = self.engine.policy_change(by, id, change)?;
         self.look_again();
         Ok(changed)
@@ -128,7 +145,25 @@ impl Policies {
                 }
             }
         }
-        Ok(Preview { policy, runs, pruned })
+        let copies = self.copies_pruned(&policy.id);
+        Ok(Preview { policy, runs, pruned, copies })
+    }
+
+    /// The copies by a policy that would go now.
+    fn copies_pruned(&self, policy: &PolicyId) -> Vec<CopyPruned> {
+        let mut pruned = Vec::new();
+        for disk in self.engine.disks_copied_by(policy) {
+            let exists = self.engine.automatics(&disk).name.is_some();
+            for KeptInRepo { repo, copies } in self.engine.policy_copies(&disk) {
+                for (id, reason) in prune(now(), exists, &copies, true).remove {
+                    let own = |one: &&Kept<CopyId>| one.id == id && one.automatic.policy == *policy;
+                    let Some(one) = copies.iter().find(own) else { continue };
+                    let (name, repo) = (one.name.clone(), repo.clone());
+                    pruned.push(CopyPruned { id, name, repo, reason });
+                }
+            }
+        }
+        pruned
     }
 
     /// What stands still.
@@ -142,8 +177,15 @@ impl Policies {
     /// # Errors
     /// `WrongState` when nothing stands still there.
     pub fn resume(&self, by: Actor, disk: Option<&DiskId>) -> Result<u64> {
-        let object = disk.map_or(CLOCK, DiskId::as_str);
-        if !self.engine.is_held(object) {
+        let held = self.engine.holds().into_iter().map(|hold| hold.object);
+        let held: Vec<String> = match disk {
+            None => held.filter(|object| object == CLOCK).collect(),
+            Some(disk) => {
+                let copies = copies_of(disk, "");
+                held.filter(|one| one == disk.as_str() || one.starts_with(&copies)).collect()
+            }
+        };
+        if held.is_empty() {
             let message = match disk {
                 Some(_) => "no removals of automatic snapshots of this disk wait for anybody",
                 None => "the clock holds nothing up",
@@ -151,13 +193,14 @@ impl Policies {
             return Err(Error::new(ErrorKind::WrongState, message)
                 .hint("`rowctl policy list` tells what stands still"));
         }
-        let Some(disk) = disk else {
-            self.trust_clock();
-            self.engine.policy_resume(by, CLOCK)?;
-            return Ok(0);
+        let gone = match disk {
+            Some(disk) => self.prune(disk, now(), true)?.removed,
+            None => {
+                self.trust_clock();
+                0
+            }
         };
-        let gone = self.prune(disk, &self.engine.automatics(disk), now(), true)?.removed;
-        self.engine.policy_resume(by, disk.as_str())?;
+        held.iter().try_for_each(|object| self.engine.policy_resume(by, object).map(drop))?;
         Ok(gone)
     }
 }
@@ -166,6 +209,10 @@ impl Policies {
 fn proper_name(name: &str) -> Result<String> {
     let zone = zone(name)?;
     Ok(zone.iana_name().unwrap_or(name).to_owned())
+}
+
+fn check_copy(rule: Option<&CopyRule>) -> Result<()> {
+    rule.map_or(Ok(()), |rule| check_keep(&rule.keep).map_err(|e| e.context("the copies")))
 }
 
 fn check_keep(keep: &Keep) -> Result<()> {

@@ -309,7 +309,7 @@ impl Vault {
                     relay::release(self, copy);
                 }
             }
-            _ => self.engine.note(by, "copy.delete", info.id.as_str(), message)?,
+            _ => self.engine.copy_deleted(by, &info.id, message)?,
         }
         self.begin_collect(repo)?;
         Ok(info.id)

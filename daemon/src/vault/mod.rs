@@ -220,6 +220,8 @@ impl Vault {
         let user = user.or(filling.map(|filling| format!("disk {}", filling.disk)));
         let snapshot = self.engine.snapshot_in_repo(name);
         let user = user.or(snapshot.map(|snapshot| format!("snapshot {snapshot}")));
+        let policy = self.engine.policy_copying_to(name);
+        let user = user.or(policy.map(|policy| format!("policy {policy}")));
         if let Some(user) = user {
             let message = format!("repository {name} is in use by {user}");
             return Err(Error::new(ErrorKind::InUse, message).hint("wait for it, or delete it"));

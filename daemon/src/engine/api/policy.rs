@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::{Consistency, Tags};
-use crate::units::{DiskId, PolicyId, SnapshotId};
+use crate::units::{CopyId, DiskId, PolicyId, SnapshotId};
 
 /// When snapshots are made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,10 +72,10 @@ pub struct Automatic {
     pub zone: String,
 }
 
-/// An automatic snapshot, as far as its end is concerned.
+/// An automatic snapshot, or a copy of one, as far as its end is concerned.
 #[derive(Clone, Debug)]
-pub struct Kept {
-    pub id: SnapshotId,
+pub struct Kept<I = SnapshotId> {
+    pub id: I,
     pub name: String,
     pub created_at: u64,
     pub expires_at: Option<u64>,
@@ -92,6 +92,49 @@ pub struct KeptOfDisk {
     pub snapshots: Vec<Kept>,
 }
 
+/// A copy that a policy has made of a snapshot, or is making.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyCopy {
+    pub id: CopyId,
+    /// The name of the repository.
+    pub repo: String,
+    pub disk: DiskId,
+    pub snapshot: SnapshotId,
+    /// `disk@snapshot`, as it was called then.
+    pub name: String,
+    /// When the snapshot was made.
+    pub created_at: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<u64>,
+    pub automatic: Automatic,
+    /// The repository has all of it.
+    #[serde(default)]
+    pub complete: bool,
+}
+
+/// The copies of a disk in one repository that policies have made, as far as they are complete.
+#[derive(Clone, Debug)]
+pub struct KeptInRepo {
+    pub repo: String,
+    pub copies: Vec<Kept<CopyId>>,
+}
+
+/// Where each snapshot is copied to, and how long the copy stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyRule {
+    /// The name of the repository.
+    pub repo: String,
+    pub keep: Keep,
+}
+
+/// A copy to make with an automatic snapshot.
+#[derive(Clone, Debug)]
+pub struct CopyOrder {
+    pub repo: String,
+    pub expires_at: Option<u64>,
+    pub counts: Option<Counts>,
+}
+
 /// An automatic snapshot to make.
 #[derive(Clone, Debug)]
 pub struct AutomaticSpec {
@@ -103,12 +146,14 @@ pub struct AutomaticSpec {
     pub tags: Tags,
     pub expires_at: Option<u64>,
     pub automatic: Automatic,
+    pub copy: Option<CopyOrder>,
 }
 
 /// Something that stands still until somebody agrees to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
-    /// [`CLOCK`], or the id of a disk whose automatic snapshots are not removed.
+    /// [`CLOCK`], the id of a disk whose automatic snapshots are not removed, or with a slash and the name of a
+    /// repository behind it its copies there.
     pub object: String,
     pub since: u64,
     pub why: String,
@@ -133,6 +178,8 @@ pub struct PolicySpec {
     pub consistency: Consistency,
     #[serde(default)]
     pub catch_up: CatchUp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<CopyRule>,
 }
 
 /// Changes to a policy; `None` leaves a property as it is.
@@ -146,6 +193,8 @@ pub struct PolicyChange {
     pub tags: Option<Tags>,
     pub consistency: Option<Consistency>,
     pub catch_up: Option<CatchUp>,
+    /// Another rule, or none any more.
+    pub copy: Option<Option<CopyRule>>,
 }
 
 /// What came of the last slot of a policy.

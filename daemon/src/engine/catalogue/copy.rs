@@ -26,13 +26,20 @@ impl Catalogue {
             }
             Op::RepoRemove { name } => {
                 self.forget_deletes_in(&name);
+                self.forget_policy_copies_in(&name);
                 self.remove_repo(&name).is_some()
             }
             Op::CopyPut { copy, .. } => {
+                if copy.deleting {
+                    self.remove_policy_copy(&copy.id);
+                }
                 self.put_copy(copy);
                 true
             }
-            Op::CopyRemove { id, .. } => self.remove_copy(&id).is_some(),
+            Op::CopyRemove { id, kind } => {
+                let known = self.remove_copy(&id).is_some();
+                self.end_policy_copy(&id, &kind) || known
+            }
             Op::DiskFilled { id } => {
                 self.disks.contains_key(&id) && {
                     self.remove_filling(&id);

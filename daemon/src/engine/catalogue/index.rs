@@ -5,8 +5,10 @@
 //! Absent: names of disks, which the catalogue has itself; rules.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
 
 use super::{Catalogue, DiskRecord, ImageRecord, Kind, SnapshotRecord};
+use crate::engine::api::policy::PolicyCopy;
 use crate::engine::copies::CopyRecord;
 use crate::engine::presence::InPool;
 use crate::units::{CopyId, DiskId, Epoch, ImageId, SnapshotId, TreeId};
@@ -24,6 +26,9 @@ pub struct Index {
     images: HashMap<SnapshotId, BTreeSet<ImageId>>,
     /// Copies under way, failed or to be deleted.
     copying: HashMap<SnapshotId, BTreeSet<CopyId>>,
+    /// Copies that policies have made of a disk, or are making.
+    policy_copies: HashMap<DiskId, BTreeSet<CopyId>>,
+    copy_ends: BTreeSet<(u64, CopyId)>,
     stirred: BTreeSet<DiskId>,
 }
 
@@ -126,6 +131,31 @@ impl Index {
         forget(&mut self.copying, &copy.snapshot, &copy.id);
     }
 
+    pub(super) fn add_policy_copy(&mut self, copy: &PolicyCopy) {
+        self.policy_copies.entry(copy.disk.clone()).or_default().insert(copy.id.clone());
+        if let Some(end) = copy.expires_at {
+            self.copy_ends.insert((end, copy.id.clone()));
+        }
+        self.stirred.insert(copy.disk.clone());
+    }
+
+    pub(super) fn remove_policy_copy(&mut self, copy: &PolicyCopy) {
+        forget(&mut self.policy_copies, &copy.disk, &copy.id);
+        if let Some(end) = copy.expires_at {
+            self.copy_ends.remove(&(end, copy.id.clone()));
+        }
+        self.stirred.insert(copy.disk.clone());
+    }
+
+    /// The copies of a snapshot that are under way, have failed, or are to be deleted.
+    pub(super) fn copies_under_way(&self, snapshot: &SnapshotId) -> Vec<CopyId> {
+        self.copying.get(snapshot).into_iter().flatten().cloned().collect()
+    }
+
+    pub(super) fn policy_copies_of(&self, disk: &DiskId) -> impl Iterator<Item = &CopyId> {
+        self.policy_copies.get(disk).into_iter().flatten()
+    }
+
     pub(super) fn add_image(&mut self, image: &ImageRecord) {
         for snapshot in image.snapshots() {
             self.images.entry(snapshot.clone()).or_default().insert(image.id.clone());
@@ -137,11 +167,12 @@ impl Index {
     }
 }
 
-fn forget<T: Ord>(all: &mut HashMap<SnapshotId, BTreeSet<T>>, snapshot: &SnapshotId, one: &T) {
-    if let Some(found) = all.get_mut(snapshot) {
+/// Takes one out of a set, and the set out if it is empty then.
+fn forget<K: Eq + Hash, T: Ord>(all: &mut HashMap<K, BTreeSet<T>>, key: &K, one: &T) {
+    if let Some(found) = all.get_mut(key) {
         found.remove(one);
         if found.is_empty() {
-            all.remove(snapshot);
+            all.remove(key);
         }
     }
 }
@@ -206,6 +237,12 @@ impl Catalogue {
         over.filter_map(|(_, id)| self.snapshots.get(id))
     }
 
+    /// Copies of policies whose time is over, the longest one first.
+    pub fn ended_copies(&self, at: u64) -> impl Iterator<Item = &PolicyCopy> {
+        let over = self.index.copy_ends.iter().take_while(move |(end, _)| *end <= at);
+        over.filter_map(|(_, id)| self.policy_copies.get(id))
+    }
+
     /// The disks that were made from a snapshot and still exist.
     #[must_use]
     pub fn made_from(&self, snapshot: &SnapshotId) -> Vec<DiskId> {
@@ -218,7 +255,7 @@ impl Catalogue {
         ids.filter_map(|id| self.images.get(id))
     }
 
-    /// The disks whose automatic snapshots have changed since the last call, all after a start.
+    /// The disks whose automatic snapshots, or copies by policies, have changed since the last call; all after a start.
     #[must_use]
     pub fn take_stirred(&mut self) -> BTreeSet<DiskId> {
         std::mem::take(&mut self.index.stirred)

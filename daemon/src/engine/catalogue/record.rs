@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::crypt::master::Wrapped;
-use crate::engine::api::policy::Automatic;
+use crate::engine::api::policy::{Automatic, PolicyCopy};
 use crate::engine::api::{Consistency, SnapshotKind, Tags};
 use crate::engine::presence::Presence;
 use crate::units::{DiskId, Epoch, GroupId, ImageId, InstanceId, PolicyId, SnapshotId, TreeId};
@@ -141,6 +141,9 @@ pub struct NewDisk {
 pub struct Cut {
     pub snapshot: SnapshotRecord,
     pub head: Epoch,
+    /// The copy that a policy wants of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<PolicyCopy>,
 }
 
 /// A head that is frozen as `undo`; the disk goes on under a new head below `parent`.
