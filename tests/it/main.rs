@@ -33,6 +33,7 @@ mod images;
 mod install;
 mod instances;
 mod large;
+mod lists;
 mod memory;
 mod metrics;
 mod model;

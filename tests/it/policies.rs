@@ -6,6 +6,7 @@ mod copies;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rowd_tests::client::Client;
@@ -198,6 +199,7 @@ fn a_slot_is_left_out_while_a_snapshot_is_being_made() {
         &["disk", "delete", "data", "--yes"][..],
         &["disk", "resize", "data", "128MiB"],
         &["disk", "reinit", "data", "--yes"],
+        &["disk", "detach", "data"],
     ] {
         let error = world.daemon.json_error(15, args);
         assert!(error["message"].as_str().unwrap().contains("is being made"), "{error}");
@@ -209,6 +211,38 @@ fn a_slot_is_left_out_while_a_snapshot_is_being_made() {
     assert_eq!((&run["made"], &run["skipped"]), (&json!(0), &json!(1)));
     world.move_clock(30 * 60);
     world.wait_times(&["20300107"]);
+}
+
+/// POL-27, SNAP-19: while an automatic snapshot is being made a manual one is refused, and after that it is not.
+#[test]
+fn a_manual_snapshot_waits_for_an_automatic_one() {
+    let mut world = World::new();
+    // A guest agent that never answers is waited for at each slot.
+    let _silent = UnixListener::bind(world.daemon.file("qga.sock")).unwrap();
+    world.daemon.ctl(&["instance", "add", "web", "--qga", &world.daemon.path("qga.sock")]);
+    world.daemon.ctl(&["disk", "set", "data", "--instance", "web"]);
+    world.policy("often", &["--every", "30m", "--consistency", "fs"]);
+    world.move_clock(20 * 60);
+    let mut slots = 0;
+    let refused = wait::until("a refusal", || {
+        let tried = world.daemon.try_ctl(&["snapshot", "create", "data", "mine"]);
+        if tried.code != 0 {
+            return Some(tried.fails_with(15));
+        }
+        world.daemon.ctl(&["snapshot", "delete", "data@mine", "--yes"]);
+        // This slot was over before anybody asked: the next one.
+        let left_out = world.events("policy.skip").len();
+        if left_out > slots {
+            slots = left_out;
+            world.move_clock(30 * 60);
+        }
+        None
+    });
+    assert!(refused.stderr.contains("an automatic snapshot of data is being made"), "{refused:?}");
+    world.wait_event("policy.skip", "does not answer within 5 s");
+    wait::until("the end of the run", || {
+        world.daemon.try_ctl(&["snapshot", "create", "data", "mine"]).code.eq(&0).then_some(())
+    });
 }
 
 /// POL-08, 09, 11, 46, 47, IMG-28, SNAP-16: at the quota the oldest automatic one that is free goes, and no manual one.

@@ -17,6 +17,7 @@ use crate::error::{Outcome, Result};
 use crate::render::{self, Columns, Fields, Heading, Output, Text};
 
 use super::args::{About, Consent};
+use super::filter::Filter;
 use super::{Context, job, wait};
 
 #[derive(Debug, Subcommand)]
@@ -26,12 +27,15 @@ pub enum Verb {
         visible_alias = "ls",
         after_help = "Examples:
   rowctl copy list
-  rowctl copy list --repo backup -o json"
+  rowctl copy list --repo backup -o json
+  rowctl copy list --filter tag:keep=long"
     )]
     List {
         /// Only those in this repository
         #[arg(long)]
         repo: Option<String>,
+        #[command(flatten)]
+        filter: Filter,
     },
     /// Show one copy
     #[command(after_help = "Example:\n  rowctl copy show c-4f2a")]
@@ -97,8 +101,9 @@ pub struct Begin {
 pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     let mut client = context.client()?;
     match verb {
-        Verb::List { repo } => {
-            let all = client.call_patiently(&CopyList { repo })?.copies;
+        Verb::List { repo, filter } => {
+            let mut all = client.call_patiently(&CopyList { repo })?.copies;
+            filter.leave(&mut all, |one| one.detail.as_ref().map(|detail| &detail.tags));
             context.output.list(&all, |one| one.id.clone(), |output| table(&all, output))?;
         }
         Verb::Show(Which { copy, repo }) => {

@@ -19,6 +19,7 @@ use rowd_proto::size::{self, Size};
 
 use super::args::{About, protected};
 use super::file::{ExportArgs, FileFormat};
+use super::filter::Filter;
 use super::policy;
 use super::{Context, clients, udev};
 
@@ -52,12 +53,15 @@ it is asked for, and the rest in the background. With --full all is fetched firs
         visible_alias = "ls",
         after_help = "Examples:
   rowctl disk list -o json
-  rowctl disk list --policy none"
+  rowctl disk list --policy none
+  rowctl disk list --filter tag:env=test -q"
     )]
     List {
         /// Only disks with this policy, with any, or with none
         #[arg(long, value_name = "POLICY|any|none")]
         policy: Option<String>,
+        #[command(flatten)]
+        filter: Filter,
     },
     /// Show one disk
     #[command(after_help = "Example:\n  rowctl disk show data1")]
@@ -251,7 +255,7 @@ pub struct Import {
 pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     match verb {
         Verb::Create(args) => return create::create(args, context),
-        Verb::List { policy } => list(policy.as_deref(), context)?,
+        Verb::List { policy, filter } => list(policy.as_deref(), &filter, context)?,
         Verb::Show { disk } => print(&show(&mut context.client()?, &disk)?, context)?,
         Verb::Delete(args) => delete::run(&args, context)?,
         Verb::Rename { disk, name } => {
@@ -284,10 +288,11 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn list(policy: Option<&str>, context: &Context) -> Result<()> {
+fn list(policy: Option<&str>, filter: &Filter, context: &Context) -> Result<()> {
     let mut client = context.client()?;
     let mut disks = client.call(&DiskList {})?.disks;
     policy::filter(&mut disks, policy, &mut client)?;
+    filter.leave(&mut disks, |disk| Some(&disk.tags));
     print_all(&disks, context)
 }
 

@@ -19,8 +19,9 @@ use rowd_proto::size;
 use super::Context;
 use super::args::{About, Change, Consent};
 use super::disk::back::rolled_back_text;
+use super::filter::Filter;
 use super::freeze::{FreezeArgs, report_text};
-use super::snapshot::Keep;
+use super::snapshot::{Keep, would_free};
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -38,7 +39,10 @@ first snapshot of a disk holds all of it, later ones what changed.")]
     Create(Box<Create>),
     /// List groups, oldest first
     #[command(visible_alias = "ls", after_help = "Example:\n  rowctl group list")]
-    List,
+    List {
+        #[command(flatten)]
+        filter: Filter,
+    },
     /// Show one group and its snapshots
     #[command(after_help = "Example:\n  rowctl group show before-upgrade")]
     Show {
@@ -51,7 +55,9 @@ first snapshot of a disk holds all of it, later ones what changed.")]
     /// Delete a group with its snapshots
     #[command(
         visible_alias = "rm",
-        after_help = "Example:\n  rowctl group delete before-upgrade --yes"
+        after_help = "Examples:
+  rowctl group delete before-upgrade --dry-run
+  rowctl group delete before-upgrade --yes"
     )]
     Delete(Delete),
     /// Return all disks of a group, or some, to its instant; all of them go back, or none
@@ -106,6 +112,9 @@ pub struct Delete {
     /// Delete it although disks were made from a snapshot of it or clients read one
     #[arg(long)]
     force: bool,
+    /// Only show what would be freed
+    #[arg(short = 'n', long)]
+    dry_run: bool,
 }
 
 #[derive(Args, Debug)]
@@ -129,8 +138,9 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     let mut client = context.client()?;
     match verb {
         Verb::Create(args) => create(*args, &mut client, context)?,
-        Verb::List => {
-            let groups = client.call(&GroupList {})?.groups;
+        Verb::List { filter } => {
+            let mut groups = client.call(&GroupList {})?.groups;
+            filter.leave(&mut groups, |one| Some(&one.tags));
             context.output.list(&groups, |one| one.id.clone(), |output| table(&groups, output))?;
         }
         Verb::Show { group } => print(&show(&mut client, &group)?, context)?,
@@ -173,6 +183,10 @@ fn create(args: Create, client: &mut Client, context: &Context) -> Result<()> {
 
 fn delete(args: &Delete, client: &mut Client, context: &Context) -> Result<()> {
     let group = show(client, &args.group)?;
+    if args.dry_run {
+        let there = group.members.into_iter().filter(|member| member.snapshot.is_some());
+        return would_free(there.map(|member| member.snapshot_id).collect(), client, context);
+    }
     let left = group.members.iter().filter(|member| member.snapshot.is_some()).count();
     confirm(
         args.consent.yes,

@@ -12,6 +12,8 @@ use rowd_proto::{
 
 use super::Context;
 use super::args::{About, Consent};
+use super::filter::Filter;
+use super::snapshot::would_free;
 use crate::client::Client;
 use crate::confirm::confirm;
 use crate::error::{Failure, Outcome, Result};
@@ -43,6 +45,8 @@ rowctl group create --instance web1 --consistency app")]
         /// Those in this repository
         #[arg(long)]
         repo: Option<String>,
+        #[command(flatten)]
+        filter: Filter,
     },
     /// Copy an image to a repository, with its snapshots as far as they are not there
     #[command(after_help = "Examples:
@@ -81,6 +85,7 @@ The family then means its newest image before that: rowctl disk create vm1 --fro
         visible_alias = "rm",
         after_help = "Examples:
   rowctl image delete web-1
+  rowctl image delete web-1 --with-snapshots --dry-run
   rowctl image delete web-1 --with-snapshots --yes
   rowctl image delete web-1 --repo backup --yes"
     )]
@@ -160,6 +165,9 @@ pub struct Delete {
     /// Take it out of this repository; its copies are kept
     #[arg(long, conflicts_with = "with_snapshots")]
     repo: Option<String>,
+    /// Only show what would be freed
+    #[arg(short = 'n', long, conflicts_with = "repo")]
+    dry_run: bool,
     #[command(flatten)]
     consent: Consent,
 }
@@ -197,10 +205,11 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     let client = &mut context.client()?;
     match verb {
         Verb::Create(args) => create(args, client, context)?,
-        Verb::List { repo: Some(repo) } => remote::list(repo, client, context)?,
+        Verb::List { repo: Some(repo), filter } => remote::list(repo, &filter, client, context)?,
         Verb::Copy(args) => return remote::copy(args, client, context),
-        Verb::List { repo: None } => {
-            let images = client.call(&ImageList {})?.images;
+        Verb::List { repo: None, filter } => {
+            let mut images = client.call(&ImageList {})?.images;
+            filter.leave(&mut images, |one| Some(&one.tags));
             context.output.list(&images, |one| one.id.clone(), |output| table(&images, output))?;
         }
         Verb::Show { image } => print(&show(client, image)?, context)?,
@@ -236,7 +245,7 @@ fn mark(image: String, deprecated: bool, client: &mut Client, context: &Context)
 }
 
 fn delete(args: Delete, client: &mut Client, context: &Context) -> Result<()> {
-    let Delete { image, with_snapshots, force, repo, consent } = args;
+    let Delete { image, with_snapshots, force, repo, dry_run, consent } = args;
     if let Some(repo) = repo {
         return remote::delete(&image, repo, consent.yes, client, context);
     }
@@ -244,6 +253,15 @@ fn delete(args: Delete, client: &mut Client, context: &Context) -> Result<()> {
     if found.family.as_ref() == Some(&image) {
         let message = format!("{image} is a family of images, not one of them");
         return Err(Failure::invalid(message).hint("name the image: rowctl image list"));
+    }
+    if dry_run {
+        let mut snapshots: Vec<String> = Vec::new();
+        for id in found.disks.into_iter().filter_map(|disk| disk.snapshot_id) {
+            if with_snapshots && !snapshots.contains(&id) {
+                snapshots.push(id);
+            }
+        }
+        return would_free(snapshots, client, context);
     }
     let question = match with_snapshots {
         true => format!("delete image {} with its snapshots", found.name),

@@ -13,6 +13,7 @@ use crate::render::{self, Columns, Fields, Heading, Output};
 
 use super::Context;
 use super::args::About;
+use super::filter::Filter;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -26,7 +27,10 @@ can be frozen for a snapshot. This host is the instance 'local', which has all o
     Add(Add),
     /// List instances, with this host first
     #[command(visible_alias = "ls", after_help = "Example:\n  rowctl instance list")]
-    List,
+    List {
+        #[command(flatten)]
+        filter: Filter,
+    },
     /// Show one instance and its disks
     #[command(after_help = "Example:\n  rowctl instance show web1")]
     Show {
@@ -98,8 +102,9 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
             let request = InstanceAdd { name, qga, description, tags };
             print(&client.call(&request)?, context)?;
         }
-        Verb::List => {
-            let all = client.call(&InstanceList {})?.instances;
+        Verb::List { filter } => {
+            let mut all = client.call(&InstanceList {})?.instances;
+            filter.leave(&mut all, |one| Some(&one.tags));
             context.output.list(&all, |one| one.id.clone(), |output| table(&all, output))?;
         }
         Verb::Show { instance } => print(&show(&mut client, instance)?, context)?,

@@ -14,6 +14,7 @@ pub mod disk;
 pub mod doctor;
 pub mod events;
 mod file;
+mod filter;
 pub mod freeze;
 pub mod generate;
 pub mod group;

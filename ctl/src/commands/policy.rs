@@ -17,6 +17,7 @@ use crate::error::{Failure, Outcome, Result};
 use crate::render::{Columns, Heading};
 
 use super::args::Consent;
+use super::filter::Filter;
 use super::{Context, Tag, parse_tag};
 
 mod told;
@@ -65,8 +66,16 @@ as long as --copy-keep says, and is part of no quota. Neither does the newest co
         disks: Vec<String>,
     },
     /// List policies, and what of them stands still
-    #[command(visible_alias = "ls", after_help = "Example:\n  rowctl policy list")]
-    List,
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:
+  rowctl policy list
+  rowctl policy list --filter tag:env=test -q | xargs -n 1 -I P rowctl policy set P --keep 60d"
+    )]
+    List {
+        #[command(flatten)]
+        filter: Filter,
+    },
     /// Show one policy
     #[command(after_help = "Example:\n  rowctl policy show nightly")]
     Show {
@@ -310,8 +319,9 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
         Verb::Cancel { disks } => {
             each(&disks, context, |disk| client.call(&PolicyCancel { disk }))?;
         }
-        Verb::List => {
-            let found = client.call(&PolicyList {})?;
+        Verb::List { filter } => {
+            let mut found = client.call(&PolicyList {})?;
+            filter.leave(&mut found.policies, |one| Some(&one.tags));
             let id = |one: &Policy| one.id.clone();
             context.output.list(&found.policies, id, |output| table(&found, output))?;
             for hold in &found.holds {

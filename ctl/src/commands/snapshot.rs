@@ -21,6 +21,7 @@ use rowd_proto::size;
 
 use super::args::{About, Consent, protected};
 use super::copy::{Begin, begin};
+use super::filter::Filter;
 use super::freeze::{FreezeArgs, report_text};
 use super::{Context, clients};
 
@@ -48,10 +49,17 @@ pool, and disks are made of its copy. Until then it cannot be used, nor another 
 code 16), except with --instant-access.")]
     Create(Create),
     /// List snapshots, oldest first
-    #[command(visible_alias = "ls", after_help = "Example:\n  rowctl snapshot list data1")]
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:
+  rowctl snapshot list data1
+  rowctl snapshot list --filter tag:keep=long -q | xargs -n 1 rowctl snapshot copy --to backup"
+    )]
     List {
         /// Only those of this disk; for a deleted disk its id
         disk: Option<String>,
+        #[command(flatten)]
+        filter: Filter,
     },
     /// Show one snapshot
     #[command(after_help = "Example:\n  rowctl snapshot show data1@before-upgrade")]
@@ -169,7 +177,7 @@ pub struct Wait {
 pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     match verb {
         Verb::Create(args) => create(args, context)?,
-        Verb::List { disk } => list(disk, context)?,
+        Verb::List { disk, filter } => list(disk, &filter, context)?,
         Verb::Mount(args) => mount::run(args, context)?,
         Verb::Show { snapshot } => print(&show(&mut context.client()?, &snapshot)?, context)?,
         Verb::Delete(args) => delete(&args, context)?,
@@ -224,8 +232,9 @@ fn create(args: Create, context: &Context) -> Result<()> {
     })
 }
 
-fn list(disk: Option<String>, context: &Context) -> Result<()> {
-    let snapshots = context.client()?.call(&SnapshotList { disk })?.snapshots;
+fn list(disk: Option<String>, filter: &Filter, context: &Context) -> Result<()> {
+    let mut snapshots = context.client()?.call(&SnapshotList { disk })?.snapshots;
+    filter.leave(&mut snapshots, |one| Some(&one.tags));
     context.output.list(&snapshots, |one| one.id.clone(), |output| table(&snapshots, output))
 }
 
@@ -240,8 +249,7 @@ fn delete(args: &Delete, context: &Context) -> Result<()> {
     }
     if args.dry_run {
         let snapshots = snapshots.into_iter().map(|one| one.id).collect();
-        let freed = client.call(&SnapshotFreed { snapshots })?.snapshots;
-        return print_deleted(&freed, true, context);
+        return would_free(snapshots, &mut client, context);
     }
     let names: Vec<String> = snapshots.iter().map(full_name).collect();
     let noun = if names.len() == 1 { "snapshot" } else { "snapshots" };
@@ -258,6 +266,12 @@ fn delete(args: &Delete, context: &Context) -> Result<()> {
         })?);
     }
     print_deleted(&deleted, false, context)
+}
+
+/// Shows what deleting these snapshots would free.
+pub fn would_free(snapshots: Vec<String>, client: &mut Client, context: &Context) -> Result<()> {
+    let freed = client.call(&SnapshotFreed { snapshots })?.snapshots;
+    print_deleted(&freed, true, context)
 }
 
 fn print_deleted(deleted: &[SnapshotDeleted], dry_run: bool, context: &Context) -> Result<()> {

@@ -183,6 +183,8 @@ impl Attach {
     pub fn detach(&self, by: Actor, id: &DiskId, force: bool) -> Result<DiskInfo> {
         let mut verbs = self.verbs.lock();
         let disk = self.engine.attachable(id)?;
+        // Whoever holds a file system frozen holds on to the device too.
+        self.engine.refuse_making(id, "detached")?;
         let Some(record) = disk.attachment else {
             let message = format!("{} is not attached", disk.name);
             return Err(Error::new(ErrorKind::WrongState, message));

@@ -67,6 +67,14 @@ impl Makings {
 }
 
 impl Engine {
+    /// Refuses to do something to a disk of which a snapshot is being made.
+    ///
+    /// # Errors
+    /// `WrongState`; there is no such disk.
+    pub fn refuse_making(&self, disk: &DiskId, what: &str) -> Result<()> {
+        self.making.refuse(&self.record(disk)?, what)
+    }
+
     /// Snapshots of these disks are being made until the guard goes.
     ///
     /// # Errors

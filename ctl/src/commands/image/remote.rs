@@ -10,6 +10,7 @@ use rowd_proto::{
     DiskShow, ErrorKind, ImagePublish, ImagePublished, ImageWithdraw, RepoImage, Tags,
 };
 
+use super::super::filter::Filter;
 use super::super::{Context, job, wait};
 use crate::client::Client;
 use crate::confirm::confirm;
@@ -77,8 +78,14 @@ pub(super) fn copy(args: Copy, client: &mut Client, context: &Context) -> Result
     Ok(Outcome::Done)
 }
 
-pub(super) fn list(repo: String, client: &mut Client, context: &Context) -> Result<()> {
-    let images = client.call_patiently(&ImagePublished { repo })?.images;
+pub(super) fn list(
+    repo: String,
+    filter: &Filter,
+    client: &mut Client,
+    context: &Context,
+) -> Result<()> {
+    let mut images = client.call_patiently(&ImagePublished { repo })?.images;
+    filter.leave(&mut images, |one| Some(&one.tags));
     context.output.list(&images, |one| one.id.clone(), |output| table(&images, output))
 }
 
