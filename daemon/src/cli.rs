@@ -10,10 +10,13 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Config, reference};
 use crate::engine::check::check;
 use crate::error::{Error, ErrorKind, Result};
+use crate::journal::Journal;
 
 /// Serves virtual disks over NBD, with instant snapshots, rollback and clones.
 ///
@@ -74,12 +77,7 @@ const EXAMPLES: &str = "Examples:
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(wants_colours())
-        .with_writer(std::io::stderr)
-        .init();
+    begin_log();
     abort_on_panic();
     match run(&cli) {
         Ok(code) => code,
@@ -91,6 +89,18 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit_code(error.kind()))
         }
     }
+}
+
+/// To the journal with its fields, if the standard error goes there; otherwise as text to the standard error.
+fn begin_log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    if let Some(journal) = Journal::of_stderr() {
+        registry.with(journal).init();
+        return;
+    }
+    let text = tracing_subscriber::fmt::layer().with_ansi(wants_colours());
+    registry.with(text.with_writer(std::io::stderr)).init();
 }
 
 /// Colours are for terminals, and for people who did not ask to be spared them.

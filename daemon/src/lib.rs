@@ -18,6 +18,7 @@ pub mod faults;
 pub mod freeze;
 mod handover;
 pub mod histogram;
+pub mod journal;
 pub mod map;
 pub mod memory;
 pub mod meta;

@@ -11,10 +11,26 @@ const EXPOSURE_MAX: f64 = 3.5;
 fn the_service_is_protected_watched_and_started_again() {
     let mut vm = Vm::new();
     vm.sh("systemctl enable --now rowd; rowctl disk create data1 --size 64MiB").ok();
+    is_in_the_journal(&mut vm);
     is_protected(&mut vm);
     is_for_its_group(&mut vm);
     is_started_again(&mut vm);
     vm.power_off();
+}
+
+/// The log is text for who reads it, and fields for who looks for something.
+fn is_in_the_journal(vm: &mut Vm) {
+    let found =
+        vm.until("the event", "journalctl -u rowd EVENT=disk.create -o json | grep .").json();
+    let field = |name: &str| found[name].as_str().unwrap_or_else(|| panic!("no {name}: {found}"));
+    assert_eq!(
+        (field("PRIORITY"), field("ACTOR_UID"), field("SYSLOG_IDENTIFIER")),
+        ("6", "0", "rowd")
+    );
+    assert!(field("MESSAGE").contains("data1") && field("MESSAGE").contains("INFO"), "{found}");
+    assert!(field("DISK").starts_with("d-"), "{found}");
+    vm.sh(&format!("journalctl -u rowd DISK={} | grep 'rowd\\[.*data1'", field("DISK"))).ok();
+    vm.sh("journalctl -u rowd METHOD=disk.create RESULT=ok | grep rowd::audit").ok();
 }
 
 fn is_protected(vm: &mut Vm) {

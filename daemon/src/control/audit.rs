@@ -90,7 +90,8 @@ impl Audit {
     pub(super) fn record(&self, call: Call<'_>) {
         let entry = entry(call);
         let AuditEntry { uid, pid, method, result, message, .. } = &entry;
-        tracing::info!(target: "rowd::audit", uid, pid, method, result, message, "control");
+        let told = message.as_deref().unwrap_or("done");
+        tracing::info!(target: "rowd::audit", method, result, actor_uid = uid, actor_pid = pid, "{told}");
         let mut open = self.open.lock();
         let written = line(&entry).and_then(|line| self.write(&mut open, &line));
         match written {

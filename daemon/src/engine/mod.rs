@@ -547,7 +547,21 @@ fn log_event(entry: &Entry) {
     let (kind, object) = entry.op.event();
     if entry.op.is_told() {
         let Entry { uid, pid, message, .. } = entry;
-        tracing::info!(target: "rowd::event", kind, object, uid, pid, text = message, "event");
+        let of = |prefix: &str| Some(object).filter(|id| id.starts_with(prefix));
+        tracing::info!(
+            target: "rowd::event",
+            event = kind,
+            object,
+            disk = entry.op.disk().map(DiskId::as_str).or(of("d-")),
+            snapshot = of("s-"),
+            group = of("ssg-"),
+            image = of("m-"),
+            policy = of("sp-"),
+            copy = of("c-"),
+            actor_uid = uid,
+            actor_pid = pid,
+            "{message}"
+        );
     }
 }
 

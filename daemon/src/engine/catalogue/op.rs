@@ -317,6 +317,16 @@ impl Op {
         }
     }
 
+    /// The disk of the snapshot that a change is about.
+    #[must_use]
+    pub fn disk(&self) -> Option<&DiskId> {
+        match self {
+            Op::SnapshotCreate(cut) => Some(&cut.snapshot.disk),
+            Op::SnapshotUpdate { snapshot, .. } => Some(&snapshot.disk),
+            _ => None,
+        }
+    }
+
     /// The disks whose heads a change freezes or closes, in the order in which it names them.
     #[must_use]
     pub fn heads(&self) -> Vec<&DiskId> {
