@@ -10,6 +10,7 @@ use std::io::{self, IsTerminal, Write};
 use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets};
 use rowd_proto::{Tags, Time};
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
 
 use crate::error::{Failure, Result};
 use rowd_proto::size;
@@ -208,10 +209,46 @@ impl Columns {
         if self.rows.is_empty() {
             return String::new();
         }
-        let mut table = plain_table(output);
         let used: Vec<usize> = (0..self.headings.len())
             .filter(|&column| self.rows.iter().any(|row| !row[column].as_str().is_empty()))
             .collect();
+        let lines = self.rows.iter().flatten().any(|cell| cell.as_str().contains('\n'));
+        if lines { self.render_lines(&used, output) } else { self.render_flat(&used, output) }
+    }
+
+    /// A table each of whose rows is one line. There may be tens of thousands of them, of which the library below makes
+    /// a table in most of a second.
+    fn render_flat(&self, used: &[usize], output: &Output) -> String {
+        let widest = |column: usize| {
+            let cells = self.rows.iter().map(|row| width(row[column].as_str()));
+            cells.fold(width(self.headings[column].name()), usize::max)
+        };
+        let columns: Vec<(usize, usize)> =
+            used.iter().map(|&column| (column, widest(column))).collect();
+        let length: usize = columns.iter().map(|(_, width)| width + 2).sum();
+        let mut text = String::with_capacity((length + 1) * (self.rows.len() + 1));
+        for &(column, width) in &columns {
+            let heading = self.headings[column];
+            pad(&mut text, heading, (heading.name(), width), output.color.then_some(BOLD));
+        }
+        for row in &self.rows {
+            text.truncate(text.trim_end_matches(' ').len());
+            text.push('\n');
+            for &(column, width) in &columns {
+                let color = match &row[column] {
+                    Text::Alarm(_) if output.color => Some(RED),
+                    Text::Alarm(_) | Text::Plain(_) => None,
+                };
+                pad(&mut text, self.headings[column], (row[column].as_str(), width), color);
+            }
+        }
+        text.truncate(text.trim_end_matches(' ').len());
+        text
+    }
+
+    /// A table with cells of several lines.
+    fn render_lines(&self, used: &[usize], output: &Output) -> String {
+        let mut table = plain_table(output);
         table.set_header(used.iter().map(|&column| match self.headings[column] {
             Heading::Left(name) => Cell::new(name).add_attribute(Attribute::Bold),
             Heading::Right(name) => {
@@ -229,6 +266,41 @@ impl Columns {
         }
         finish(&mut table)
     }
+}
+
+impl Heading {
+    fn name(self) -> &'static str {
+        match self {
+            Heading::Left(name) | Heading::Right(name) => name,
+        }
+    }
+}
+
+const BOLD: &str = "\u{1b}[1m";
+const RED: &str = "\u{1b}[31m";
+const NORMAL: &str = "\u{1b}[0m";
+
+/// How many columns of a terminal a text takes.
+fn width(text: &str) -> usize {
+    if text.is_ascii() { text.len() } else { text.width() }
+}
+
+/// Adds a cell that is so many columns wide, and two blanks.
+fn pad(to: &mut String, heading: Heading, (text, wide): (&str, usize), color: Option<&str>) {
+    let blanks = wide - width(text);
+    let (before, after) = match heading {
+        Heading::Left(_) => (0, blanks),
+        Heading::Right(_) => (blanks, 0),
+    };
+    to.extend(std::iter::repeat_n(' ', before));
+    if let Some(color) = color {
+        to.push_str(color);
+    }
+    to.push_str(text);
+    if color.is_some() {
+        to.push_str(NORMAL);
+    }
+    to.extend(std::iter::repeat_n(' ', after + 2));
 }
 
 /// Label and value, one pair per line; for one object.
@@ -359,6 +431,22 @@ mod tests {
         fields.add_some("origin", None::<String>);
         fields.add("exclusive", bytes(1 << 20));
         assert_eq!(fields.render(&plain()), "name       data1\nexclusive  1 MiB");
+    }
+
+    #[test]
+    fn wide_letters_take_the_room_they_take() {
+        let mut columns = Columns::new(&[Heading::Left("NAME"), Heading::Right("SIZE")]);
+        columns.row(["\u{5feb}\u{7167}".into(), "1 B".into()]);
+        columns.row(["a".into(), "12 B".into()]);
+        assert_eq!(columns.render(&plain()), "NAME  SIZE\n\u{5feb}\u{7167}   1 B\na     12 B");
+    }
+
+    #[test]
+    fn a_cell_of_several_lines_moves_no_other_column() {
+        let mut columns = Columns::new(&[Heading::Left("A"), Heading::Left("B")]);
+        columns.row(["one\ntwo".into(), "x".into()]);
+        columns.row(["1".into(), "y".into()]);
+        assert_eq!(columns.render(&plain()), "A    B\none  x\ntwo\n1    y");
     }
 
     #[test]

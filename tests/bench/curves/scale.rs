@@ -4,6 +4,7 @@
 //! snapshot holds a block of its own, so that the map has something to say about each.
 //! Absent: load, which the other curves have.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -123,7 +124,10 @@ fn idleness(daemon: &Daemon, length: Duration, what: &str) -> Finding {
     pause(Duration::from_secs(2));
     let before = (daemon.processor_time(), daemon.wakeups(), Instant::now());
     pause(length);
-    let (busy, woken) = (daemon.processor_time() - before.0, daemon.wakeups() - before.1);
+    let busy = daemon.processor_time() - before.0;
+    // Of the threads that are there still.
+    let more = |(task, count): (String, u64)| count - before.1.get(&task).copied().unwrap_or(0);
+    let woken: u64 = daemon.wakeups().into_iter().map(more).sum();
     let elapsed = before.2.elapsed().as_secs_f64();
     let percent = busy.as_secs_f64() / elapsed * 100.0;
     let per_second = woken as f64 / elapsed;
@@ -172,14 +176,14 @@ impl Daemon {
         Duration::from_millis(ticks * 10)
     }
 
-    /// How often its threads have gone to sleep so far.
-    fn wakeups(&self) -> u64 {
+    /// How often each of its threads has gone to sleep so far.
+    fn wakeups(&self) -> BTreeMap<String, u64> {
         let tasks = std::fs::read_dir(self.proc().join("task")).expect("list its threads");
         let of = |task: PathBuf| {
             let path = task.join("status").display().to_string();
             let field = crate::machine::field(&path, "voluntary_ctxt_switches");
-            field.parse::<u64>().expect("a number")
+            (path, field.parse::<u64>().expect("a number"))
         };
-        tasks.map(|task| of(task.expect("list its threads").path())).sum()
+        tasks.map(|task| of(task.expect("list its threads").path())).collect()
     }
 }
