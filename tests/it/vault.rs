@@ -2,6 +2,7 @@
 //!
 //! Absent: Azure and Google, which have no server to run here.
 
+mod access;
 pub mod copies;
 mod courtesy;
 mod deletes;
