@@ -3,6 +3,7 @@
 //! Absent: Azure and Google, which have no server to run here.
 
 mod access;
+mod away;
 pub mod copies;
 mod courtesy;
 mod deletes;

@@ -3,6 +3,7 @@
 //! Absent: what happens at boot (`service`), and restarts (`restart`).
 
 use rowd_tests::vm::Vm;
+use rowd_tests::wait;
 
 /// A machine with rowd running and the disk `d1`.
 fn machine() -> Vm {
@@ -63,6 +64,24 @@ fn a_disk_is_a_device_that_grows_and_is_not_taken_from_its_user() {
         .fails_with(21)
         .says(&["/dev/nbd40 is in use by disk d1"]);
     vm.sh("rowctl disk detach d1 && rowctl disk delete d1 --yes").ok();
+    vm.power_off();
+}
+
+/// Promise: the files of a snapshot that is only in a repository can be read too; its disk is filled meanwhile.
+#[test]
+fn the_files_of_a_snapshot_in_a_repository_are_mounted() {
+    let mut vm = machine();
+    vm.sh("mkdir -p /mnt/a /mnt/b /var/vault && rowctl disk attach d1").ok();
+    vm.sh("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt/a && cp -r /etc /mnt/a/etc").ok();
+    vm.sh("umount /mnt/a && rowctl repo add vault file:///var/vault").ok();
+    vm.sh("rowctl snapshot create d1 away --repo vault --wait").ok();
+    wait::until("a snapshot that has left the pool", || {
+        let told = vm.sh("rowctl -o json snapshot show d1@away").ok().json();
+        (told["presence"] == serde_json::json!(["repository"])).then_some(())
+    });
+    vm.sh("rowctl snapshot mount d1@away /mnt/b && diff -r --no-dereference /mnt/b/etc /etc").ok();
+    vm.sh("rowctl snapshot mount --unmount /mnt/b && rowctl snapshot delete d1@away --yes").ok();
+    assert_eq!(vm.sh("rowctl -o json disk list").ok().json().as_array().map(Vec::len), Some(1));
     vm.power_off();
 }
 

@@ -155,7 +155,9 @@ impl Lazy {
         self.filled.load(Ordering::SeqCst)
     }
 
-    pub(super) fn is_known(&self) -> bool {
+    /// Whether it is known by now which blocks the origin has.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
         self.origin.get().is_some_and(|origin| origin.is_known())
     }
 

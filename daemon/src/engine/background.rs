@@ -106,7 +106,8 @@ impl Engine {
         let over = budget.clean.load(Ordering::Relaxed) > budget.clean_limit;
         if over {
             // Inserting evicts within a view only: views nobody uses are trimmed here.
-            for view in self.all_trees().iter().flat_map(|tree| tree.views()) {
+            let views = self.all_trees().iter().flat_map(|tree| tree.views()).collect::<Vec<_>>();
+            for view in views.into_iter().chain(self.views_of_no_tree()) {
                 view.shrink(view.clean_count() / 2);
             }
         }

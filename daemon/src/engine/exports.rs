@@ -9,12 +9,28 @@ use std::sync::Arc;
 use super::api::ClientInfo;
 use super::catalogue::{DiskRecord, SnapshotRecord};
 use super::clients::{ClientGuard, Hangup, Pin, Subject};
+use super::copies::Source;
 use super::{Engine, now};
+use crate::crypt::Sealing;
+use crate::disk::lazy::{Lazy, Origin};
 use crate::disk::meter::Meter;
 use crate::disk::{Disk, Extent, Witness};
 use crate::error::{Error, ErrorKind, Result};
+use crate::map::tree::Tree;
 use crate::map::view::View;
-use crate::units::{ByteRange, DiskId, SnapshotId};
+use crate::units::{ByteRange, DiskId, Epoch, SnapshotId, TreeId};
+
+/// The tree of what has no blocks in the pool: none is kept under this number.
+const NO_TREE: TreeId = TreeId(0);
+
+/// Makes origins of copies, without asking a repository.
+pub trait Origins: std::fmt::Debug + Send + Sync {
+    /// What has the blocks of a copy.
+    ///
+    /// # Errors
+    /// `ShuttingDown`.
+    fn origin(&self, source: &Source) -> Result<Arc<dyn Origin>>;
+}
 
 /// An export as one connection holds it.
 #[derive(Debug)]
@@ -80,15 +96,22 @@ impl Engine {
     /// # Errors
     /// `NotFound`.
     pub fn dirty_bases(&self, name: &str) -> Result<Vec<String>> {
-        let disk = match self.export(name)?.subject {
-            Subject::Disk(id) => id,
-            Subject::Snapshot(id) => self.snapshot_record(&id)?.disk,
+        // A hole of what lacks blocks is not what it is going to be.
+        let (disk, lacks) = match self.export(name)?.subject {
+            Subject::Disk(id) => {
+                let lacks = self.catalogue.read().fillings.contains_key(&id);
+                (id, lacks)
+            }
+            Subject::Snapshot(id) => {
+                let snapshot = self.snapshot_record(&id)?;
+                let lacks = snapshot.presence.is_some() && self.check_usable(&snapshot).is_err();
+                (snapshot.disk, lacks)
+            }
         };
-        let catalogue = self.catalogue.read();
-        if catalogue.fillings.contains_key(&disk) {
-            // A hole is not yet what it is going to be.
+        if lacks {
             return Ok(Vec::new());
         }
+        let catalogue = self.catalogue.read();
         let held = catalogue.snapshots_of(&disk).filter(|s| s.is_held());
         Ok(held.map(|s| s.name.clone()).collect())
     }
@@ -117,12 +140,24 @@ impl Engine {
             }
             Subject::Snapshot(id) => {
                 let snapshot = self.snapshot_record(id)?;
-                self.check_usable(&snapshot)?;
-                self.open_snapshot(&snapshot)
+                match (self.source_of(id)?, self.origins.get()) {
+                    (Some(source), Some(origins)) => {
+                        self.open_away(&snapshot, || origins.origin(&source))?
+                    }
+                    _ => {
+                        self.check_usable(&snapshot)?;
+                        self.open_snapshot(&snapshot)
+                    }
+                }
             }
         };
         let engine = Arc::clone(self);
         Ok(Target { disk, engine, subject: export.subject, _listed: listed })
+    }
+
+    /// Says who makes origins of copies. The first one counts.
+    pub fn set_origins(&self, origins: Box<dyn Origins>) {
+        self.origins.get_or_init(|| origins);
     }
 
     /// A snapshot as a read-only disk.
@@ -133,14 +168,55 @@ impl Engine {
             return disk;
         }
         let tree = self.tree(snapshot.tree);
-        let view = View::new(&tree, &self.shared.budget, snapshot.node, false);
+        let sealing = self.sealing(&self.catalogue.read(), snapshot.tree);
+        let disk = self.read_only(snapshot, &tree, snapshot.node, sealing);
+        opened.insert(snapshot.id.clone(), Arc::downgrade(&disk));
+        disk
+    }
+
+    /// The same of one that is only in a repository: all of it is holes, which are asked of its copy. Nothing that
+    /// is fetched is stored.
+    fn open_away(
+        &self,
+        snapshot: &SnapshotRecord,
+        origin: impl FnOnce() -> Result<Arc<dyn Origin>>,
+    ) -> Result<Arc<Disk>> {
+        let mut opened = self.opened.lock();
+        opened.retain(|_, disk| disk.strong_count() > 0);
+        // Not the one of a time when it was in the pool.
+        let found = opened.get(&snapshot.id).and_then(std::sync::Weak::upgrade);
+        if let Some(disk) = found.filter(|disk| disk.lazy().is_some()) {
+            return Ok(disk);
+        }
+        let tree = Tree::new(NO_TREE);
+        let disk = self.read_only(snapshot, &tree, Epoch(0), Sealing::Plain);
+        let lazy = Arc::new(Lazy::default());
+        lazy.connect(origin()?);
+        disk.fill_from(&lazy);
+        opened.insert(snapshot.id.clone(), Arc::downgrade(&disk));
+        Ok(disk)
+    }
+
+    /// The views of snapshots that have no blocks in the pool.
+    pub(super) fn views_of_no_tree(&self) -> Vec<Arc<View>> {
+        let opened = self.opened.lock();
+        let disks = opened.values().filter_map(std::sync::Weak::upgrade);
+        let views = disks.map(|disk| Arc::clone(&disk.view));
+        views.filter(|view| view.tree.id == NO_TREE).collect()
+    }
+
+    fn read_only(
+        &self,
+        snapshot: &SnapshotRecord,
+        tree: &Arc<Tree>,
+        node: Epoch,
+        sealing: Sealing,
+    ) -> Arc<Disk> {
+        let view = View::new(tree, &self.shared.budget, node, false);
         let witness = Arc::clone(&self.corrupt) as Arc<dyn Witness>;
         let label = self.of_snapshot(snapshot).name;
         let shared = Arc::clone(&self.shared);
-        let sealing = self.sealing(&self.catalogue.read(), snapshot.tree);
-        let disk = Disk::new(label, snapshot.size, view, shared, sealing, witness);
-        opened.insert(snapshot.id.clone(), Arc::downgrade(&disk));
-        disk
+        Disk::new(label, snapshot.size, view, shared, sealing, witness)
     }
 
     fn of_snapshot(&self, snapshot: &SnapshotRecord) -> ExportRecord {

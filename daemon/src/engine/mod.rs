@@ -46,7 +46,7 @@ mod warm;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -65,7 +65,7 @@ use api::{Actor, ScrubReport};
 use catalogue::{Catalogue, Cut, DiskRecord, Entry, NewDisk, Op, SnapshotRecord, Turn};
 pub use clients::{ClientGuard, Hangup, Pin};
 pub use disks::{RETURNED, TAGS_MAX};
-pub use exports::Target;
+pub use exports::{Origins, Target};
 pub use names::SnapshotName;
 
 /// The largest pool: block numbers have 40 bits, and the journal takes some of them.
@@ -119,6 +119,8 @@ pub struct Engine {
     keys: keys::Keys,
     /// Snapshots opened as exports.
     opened: Mutex<HashMap<SnapshotId, Weak<Disk>>>,
+    /// Who has the blocks of those that are only in a repository.
+    origins: OnceLock<Box<dyn Origins>>,
     /// Held by whoever changes the shape of trees.
     shape: Mutex<()>,
     checkpointing: Mutex<()>,

@@ -106,6 +106,7 @@ impl Engine {
             disks: RwLock::default(),
             keys: super::keys::Keys::new(&encryption),
             opened: Mutex::default(),
+            origins: std::sync::OnceLock::new(),
             shape: Mutex::new(()),
             checkpointing: Mutex::new(()),
             meters: super::meters::Meters::default(),

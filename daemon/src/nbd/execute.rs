@@ -282,6 +282,9 @@ impl Session {
             self.refuse(request, error::EINVAL, why);
             return;
         }
+        if self.negotiated.target.disk.lazy().is_some_and(|lazy| !lazy.is_known()) {
+            return self.status_remote(*request, range);
+        }
         let contexts = self.negotiated.contexts.clone();
         let target = Arc::clone(&self.negotiated.target);
         let (request, style, socket) = (*request, self.style(request), Arc::clone(&self.socket));

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::budget::{Budget, Share};
 use super::execute::{CACHE_BYTES, errno, send};
+use super::exports::SelectedContext;
 use super::parking::{Parking, Place};
 use super::reply::{self, Style};
 use super::session::Session;
@@ -207,6 +208,33 @@ impl Write {
     }
 }
 
+/// A block status on its way: which blocks the disk is going to have is not known yet.
+struct Status {
+    common: Common,
+    contexts: Vec<SelectedContext>,
+    range: ByteRange,
+}
+
+impl Status {
+    fn go(self) {
+        let lazy = self.common.target.disk.lazy();
+        if lazy.is_some_and(|lazy| !lazy.is_known()) {
+            let common = self.common.handle();
+            return common.ask(Need::Index, move |answer| match answer {
+                Ok(_) => self.go(),
+                Err(error) => self.common.give_up(error, &[]),
+            });
+        }
+        let Common { target, request, .. } = &self.common;
+        let mut out = Vec::new();
+        if let Err(e) = reply::block_status(&mut out, target, &self.contexts, request, self.range) {
+            return self.common.reply(Err(e));
+        }
+        send(&self.common.socket, &mut [IoSlice::new(&out)]);
+        self.common.errand.end(true);
+    }
+}
+
 /// Enough of a request to ask for it, while the rest waits.
 struct Handle {
     parking: Arc<Parking>,
@@ -250,6 +278,13 @@ impl Session {
         let (range, rest) = if wanted { (range, None) } else { cut(range) };
         let read = Read { common, budget, range, rest, buffer: None, done: 0 };
         self.parking.run(move || read.go(None));
+    }
+
+    /// Tells what is stored when it is known what there is.
+    pub(super) fn status_remote(&self, request: Request, range: ByteRange) {
+        let (common, contexts) = (self.parked(request), self.negotiated.contexts.clone());
+        let status = Status { common, contexts, range };
+        self.parking.run(move || status.go());
     }
 
     /// Makes a change that needs what the disk may lack.

@@ -51,7 +51,7 @@ use address::Address;
 use courtesy::Courtesy;
 use credentials::Source;
 use format::{FORMAT_KEY, Format, RECORD_MAX};
-use origin::Fetching;
+use origin::{Fetching, Readers};
 use store::Store;
 use work::Pacer;
 
@@ -130,7 +130,7 @@ impl Vault {
         let handle = runtime.handle().clone();
         let runtime = Mutex::new(Some(runtime));
         let allowed = engine.settings().copy_cost;
-        Ok(Arc::new(Vault {
+        let vault = Arc::new(Vault {
             engine: Arc::clone(engine),
             handle,
             runtime,
@@ -144,7 +144,9 @@ impl Vault {
             fetching: Fetching::default(),
             ended: watch::Sender::new(false),
             attended: RwLock::default(),
-        }))
+        });
+        engine.set_origins(Box::new(Readers(Arc::downgrade(&vault))));
+        Ok(vault)
     }
 
     /// Ends the jobs under way, which go on at the next start. What clients wait for is fetched until

@@ -23,6 +23,8 @@ use super::{Vault, open_repo};
 use crate::disk::Disk;
 use crate::disk::lane::Lane;
 use crate::disk::lazy::{Fetched, Need, Origin, Wake};
+use crate::engine::Origins;
+use crate::engine::copies::Source;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockRange, CopyId, DiskId, SnapshotId};
 
@@ -428,6 +430,20 @@ impl Origin for Arc<CopyOrigin> {
         let Some(chunk) = index.chunk_of(lba) else { return wake(Ok(None)) };
         self.fetch(chunk, wake, true);
         self.look_ahead(index, chunk);
+    }
+}
+
+/// Makes origins of copies that nothing is stored of: of snapshots that are read where they are.
+#[derive(Debug)]
+pub struct Readers(pub Weak<Vault>);
+
+impl Origins for Readers {
+    fn origin(&self, source: &Source) -> Result<Arc<dyn Origin>> {
+        let vault = self.0.upgrade().ok_or_else(closing)?;
+        let Source { repo, copy, snapshot, .. } = source.clone();
+        let origin = CopyOrigin::new(&vault, Place { repo, copy, snapshot }, None);
+        origin.prepare();
+        Ok(Arc::new(origin))
     }
 }
 

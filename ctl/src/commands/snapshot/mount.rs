@@ -15,8 +15,8 @@ use std::process::{Command, Stdio};
 
 use clap::Args;
 use rowd_proto::{
-    Disk, DiskAttach, DiskCreate, DiskDelete, DiskDetach, DiskList, ErrorKind, Snapshot,
-    SnapshotShow, Tags,
+    CopyRestore, Disk, DiskAttach, DiskCreate, DiskDelete, DiskDetach, DiskList, ErrorKind, Place,
+    Snapshot, SnapshotShow, Tags,
 };
 use serde::Serialize;
 
@@ -119,13 +119,16 @@ fn make_clone(client: &mut Client, snapshot: &Snapshot, dir: &Path) -> Result<Di
     let random = snapshot.id.rsplit('-').next().unwrap_or_default();
     // Unique without asking: two mounts of one snapshot are at two directories.
     let name = format!("mount-{random}-{:08x}", fnv1a(text.as_bytes()));
-    client.call(&DiskCreate {
-        name,
-        from: Some(snapshot.id.clone()),
-        description: format!("{} as mounted at {text}", full_name(snapshot)),
-        tags: Tags::from([(TAG.to_owned(), text)]),
-        ..DiskCreate::default()
-    })
+    let description = format!("{} as mounted at {text}", full_name(snapshot));
+    let tags = Tags::from([(TAG.to_owned(), text)]);
+    if let (Some(copy), [Place::Repository]) = (&snapshot.copy, snapshot.presence.as_slice()) {
+        // It is filled while it is mounted.
+        let (copy, repo) = (copy.clone(), snapshot.repo.clone());
+        let ask = CopyRestore { copy, repo, name, description, tags, ..CopyRestore::default() };
+        return client.call_patiently(&ask).map(|made| made.disk);
+    }
+    let from = Some(snapshot.id.clone());
+    client.call(&DiskCreate { name, from, description, tags, ..DiskCreate::default() })
 }
 
 /// Attaches and mounts a clone; the device, and what kind of file system it has.
