@@ -87,7 +87,8 @@ pub use repo::{
     Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoSet, RepoShow, RepoStep, Repos,
 };
 pub use repo_image::{
-    ImagePublish, ImagePublished, ImageWithdraw, RepoImage, RepoImageDisk, RepoImages,
+    ImageAssemble, ImagePublish, ImagePublished, ImageWithdraw, RepoImage, RepoImageDisk,
+    RepoImages,
 };
 pub use snapshot::{
     Chain, ChainList, ChainShow, Chains, Consistency, DIFF_PAGE_MAX, DiffPage, DiffRange, Snapshot,

@@ -15,13 +15,13 @@ use crate::{
     DiskUndo, Disks, Done, EventsFrom, EventsList, EventsPage, EventsSubscribe, FreezeCheck,
     FreezePreview, FreezeShow, FreezeStatus, FreezeThaw, Group, GroupCreate, GroupDelete,
     GroupDeleted, GroupList, GroupMade, GroupRollback, GroupRolledBack, GroupSet, GroupShow,
-    Groups, Image, ImageCreate, ImageDelete, ImageDeleted, ImageDeploy, ImageList, ImagePublish,
-    ImagePublished, ImageSet, ImageShow, ImageWithdraw, Images, Instance, InstanceAdd,
-    InstanceList, InstanceRemove, InstanceRemoved, InstanceSet, InstanceShow, Instances, Job,
-    JobCancel, JobList, JobShow, Jobs, KeyRotate, KeyShow, Keys, KeysRotated, PoolResize, PoolShow,
-    PoolStatus, RepoImage, RepoImages, RolledBack, ScrubStart, Snapshot, SnapshotCreate,
-    SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotList, SnapshotMade, SnapshotSet,
-    SnapshotShow, Snapshots, Tagged, TagsRemove, TagsSet,
+    Groups, Image, ImageAssemble, ImageCreate, ImageDelete, ImageDeleted, ImageDeploy, ImageList,
+    ImagePublish, ImagePublished, ImageSet, ImageShow, ImageWithdraw, Images, Instance,
+    InstanceAdd, InstanceList, InstanceRemove, InstanceRemoved, InstanceSet, InstanceShow,
+    Instances, Job, JobCancel, JobList, JobShow, Jobs, KeyRotate, KeyShow, Keys, KeysRotated,
+    PoolResize, PoolShow, PoolStatus, RepoImage, RepoImages, RolledBack, ScrubStart, Snapshot,
+    SnapshotCreate, SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotList, SnapshotMade,
+    SnapshotSet, SnapshotShow, Snapshots, Tagged, TagsRemove, TagsSet,
 };
 use crate::{
     Copies, Copy, CopyCreate, CopyDelete, CopyDeleted, CopyList, CopyRestore, CopyRestored,
@@ -154,6 +154,7 @@ methods! {
     ImagePublish = "image.publish", Admin => RepoImage;
     ImagePublished = "image.published", Read => RepoImages;
     ImageWithdraw = "image.withdraw", Admin => Done;
+    ImageAssemble = "image.assemble", Admin => RepoImage;
     RepoAdd = "repo.add", Admin => Repo;
     RepoList = "repo.list", Read => Repos;
     RepoShow = "repo.show", Read => Repo;

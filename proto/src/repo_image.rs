@@ -29,6 +29,28 @@ params! {
     }
 }
 
+/// Makes an image of copies, in their repository.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageAssemble {
+    pub repo: String,
+    pub name: String,
+    /// The system disk: the id of a copy, or a snapshot that has one there.
+    pub from: String,
+    /// The data disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<String>,
+    /// Sizes of data disks that begin empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blank: Vec<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    #[serde(default, skip_serializing_if = "Tags::is_empty")]
+    pub tags: Tags,
+}
+
 /// The reply to `image.published`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepoImages {

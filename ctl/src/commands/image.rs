@@ -7,7 +7,8 @@
 use clap::{Args, Subcommand};
 use rowd_proto::size::{self, Size};
 use rowd_proto::{
-    Image, ImageCreate, ImageDelete, ImageDisk, ImageList, ImageRole, ImageSet, ImageShow,
+    Image, ImageAssemble, ImageCreate, ImageDelete, ImageDisk, ImageList, ImageRole, ImageSet,
+    ImageShow,
 };
 
 use super::Context;
@@ -29,8 +30,9 @@ pub enum Verb {
   rowctl image create debian-12 --from vm1@clean
   rowctl image create web-2 --from vm1@clean --data data1@clean --blank=20GiB --family web
   rowctl image create web-3 --instance web1 --system vm1
+  rowctl image create web-4 --repo backup --from c-4k2m9 --data data1@clean
 
-The snapshots are not deleted, nor their blocks copied, as long as the image is there. For an
+With --repo the image is made of copies, and in their repository only. Else the snapshots are not deleted, nor their blocks copied, as long as the image is there. For an
 image at a higher consistency make a group first, and the image of its snapshots:
 rowctl group create --instance web1 --consistency app")]
     Create(Create),
@@ -109,12 +111,15 @@ data file) is refused.")]
 #[derive(Args, Debug)]
 pub struct Create {
     name: String,
-    /// Snapshot of the system disk
-    #[arg(long, value_name = "SNAPSHOT", required_unless_present = "instance")]
+    /// Snapshot of the system disk; with --repo, a copy of one
+    #[arg(long, value_name = "SNAPSHOT|COPY", required_unless_present = "instance")]
     from: Option<String>,
-    /// Snapshot of a data disk; may be given several times
-    #[arg(long, value_name = "SNAPSHOT", requires = "from")]
+    /// Snapshot of a data disk, or a copy of one; may be given several times
+    #[arg(long, value_name = "SNAPSHOT|COPY", requires = "from")]
     data: Vec<String>,
+    /// Make it in this repository, of copies that are there
+    #[arg(long, value_name = "REPOSITORY", requires = "from")]
+    repo: Option<String>,
     /// Take all disks of this instance as they are now
     #[arg(long, conflicts_with = "from")]
     instance: Option<String>,
@@ -227,12 +232,35 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
 }
 
 fn create(args: Create, client: &mut Client, context: &Context) -> Result<()> {
-    let Create { name, from, data, instance, system, blank, family, about } = args;
+    let Create { name, from, data, repo, instance, system, blank, family, about } = args;
     let blank = blank.into_iter().map(|size| size.0).collect();
     let (description, tags) = about.parts();
-    let request =
-        ImageCreate { name, from, data, instance, system, blank, family, description, tags };
-    print(&client.call(&request)?, context)?;
+    match (repo, from) {
+        (Some(repo), Some(from)) => {
+            let request =
+                ImageAssemble { repo, name, from, data, blank, family, description, tags };
+            remote::assemble(&request, client, context)?;
+        }
+        (_, from) => {
+            let copy = from.iter().chain(&data).find(|name| super::copy::is_copy(name));
+            if let Some(copy) = copy {
+                let message = format!("{copy} is a copy: an image of it is made where it is");
+                return Err(Failure::invalid(message).hint("name its repository: --repo R"));
+            }
+            let request = ImageCreate {
+                name,
+                from,
+                data,
+                instance,
+                system,
+                blank,
+                family,
+                description,
+                tags,
+            };
+            print(&client.call(&request)?, context)?;
+        }
+    }
     context.output.remark(
         "everything on its disks is in the image: passwords, keys and network settings too",
     );

@@ -112,6 +112,7 @@ pub(super) fn call(
         Method::ImagePublish => ask.serve(repo_images::publish),
         Method::ImagePublished => ask.serve(repo_images::list),
         Method::ImageWithdraw => ask.serve(repo_images::withdraw),
+        Method::ImageAssemble => ask.serve(repo_images::assemble),
         Method::ImageDeploy => ask.reply(images::deploy),
         Method::RepoAdd => ask.serve(repos::add),
         Method::RepoList => ask.reply(repos::list),

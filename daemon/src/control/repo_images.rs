@@ -8,9 +8,9 @@ use rowd_proto::Time;
 
 use super::{Services, resolve};
 use crate::engine::api::Actor;
-use crate::error::Result;
-use crate::units::ImageId;
-use crate::vault::images::{Part, RepoImage};
+use crate::error::{ErrorKind, Result};
+use crate::units::{CopyId, ImageId, SnapshotId};
+use crate::vault::images::{Assembly, Part, PartOf, RepoImage};
 
 pub(super) fn publish(
     services: &Services,
@@ -39,6 +39,34 @@ pub(super) fn withdraw(
     let id = ImageId::from(ask.image.as_str());
     services.vault.image_withdraw(by, &id, &ask.repo)?;
     Ok(proto::Done {})
+}
+
+pub(super) fn assemble(
+    services: &Services,
+    by: Actor,
+    ask: proto::ImageAssemble,
+) -> Result<proto::RepoImage> {
+    let proto::ImageAssemble { repo, name, from, data, blank, family, description, tags } = ask;
+    let parts = std::iter::once(from).chain(data).map(|name| part(services, name));
+    let parts = parts.collect::<Result<_>>()?;
+    let spec = Assembly { repo, name, parts, blank, family, description, tags };
+    let made = services.vault.image_assemble(by, &spec)?;
+    Ok(image(made, &spec.repo))
+}
+
+/// What a name means among copies: a copy, or a snapshot, which need not be known here.
+fn part(services: &Services, name: String) -> Result<PartOf> {
+    if name.starts_with(CopyId::PREFIX) {
+        return Ok(PartOf::Copy(name));
+    }
+    match resolve::snapshot(&services.engine, &name) {
+        Err(error)
+            if error.kind() == ErrorKind::NotFound && name.starts_with(SnapshotId::PREFIX) =>
+        {
+            Ok(PartOf::Snapshot(SnapshotId::from(name.as_str())))
+        }
+        found => found.map(PartOf::Snapshot),
+    }
 }
 
 fn image(image: RepoImage, repo: &str) -> proto::RepoImage {

@@ -38,15 +38,11 @@ impl Engine {
     /// # Errors
     /// A name is taken or will not do; `Quota` for too many; `NoEligibleDisk` when the instance has no disk.
     pub fn image_create(&self, by: Actor, spec: ImageSpec) -> Result<ImageInfo> {
-        check_tags(&spec.tags)?;
+        check_words(&spec.name, spec.family.as_deref(), &spec.tags)?;
         spec.blank.iter().try_for_each(|size| check_size(*size))?;
         let _shape = self.shape.lock();
         self.check_new_image_name(&spec.name)?;
         let family = spec.family.map(|family| self.checked_family(family, None)).transpose()?;
-        if family.as_ref() == Some(&spec.name) {
-            return Err(Error::invalid("an image cannot have the name of its family")
-                .hint(format!("call it {}-1, say", spec.name)));
-        }
         let at = now();
         let (system, snapshots, cuts) = match spec.source {
             ImageSource::Snapshots { system, data } => (system, data, Vec::new()),
@@ -501,6 +497,32 @@ impl Engine {
 fn is_are(names: &[String]) -> String {
     let verb = if names.len() == 1 { "is" } else { "are" };
     format!("{} {verb}", names.join(", "))
+}
+
+/// Checks what an image is to be called, wherever it is going to be.
+fn check_words(name: &str, family: Option<&str>, tags: &Tags) -> Result<()> {
+    check_tags(tags)?;
+    check_name("image", name)?;
+    family.map_or(Ok(()), |family| check_name("family", family))?;
+    if family == Some(name) {
+        return Err(Error::invalid("an image cannot have the name of its family")
+            .hint(format!("call it {name}-1, say")));
+    }
+    Ok(())
+}
+
+/// Checks an image that is to be made elsewhere: its name, family and tags, and its disks, of which some begin empty.
+///
+/// # Errors
+/// `Invalid`; `Quota` for too many disks.
+pub fn check_image(
+    (name, family, tags): (&str, Option<&str>, &Tags),
+    disks: usize,
+    blank: &[u64],
+) -> Result<()> {
+    check_words(name, family, tags)?;
+    blank.iter().try_for_each(|size| check_size(*size))?;
+    check_count(disks + blank.len())
 }
 
 fn check_count(disks: usize) -> Result<()> {

@@ -9,12 +9,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::copies::{CopyInfo, CopyState};
+use super::copies::{CopyInfo, CopyState, refuse_unfinished};
 use super::format::{RECORD_MAX, VERSION, open, seal};
 use super::header::{self, DELETED};
 use super::store::Store;
 use super::{Vault, open_repo};
 use crate::engine::api::{Actor, Tags};
+use crate::engine::images::check_image;
+use crate::engine::now;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{CopyId, ImageId, SnapshotId};
 
@@ -62,6 +64,30 @@ pub struct Contents {
     pub name: String,
 }
 
+/// An image to make of copies.
+#[derive(Clone, Debug)]
+pub struct Assembly {
+    /// The name of their repository.
+    pub repo: String,
+    pub name: String,
+    /// The system disk first.
+    pub parts: Vec<PartOf>,
+    /// Sizes of data disks that begin empty.
+    pub blank: Vec<u64>,
+    pub family: Option<String>,
+    pub description: String,
+    pub tags: Tags,
+}
+
+/// What a disk of an image is to begin as.
+#[derive(Clone, Debug)]
+pub enum PartOf {
+    /// The copy whose id begins so.
+    Copy(String),
+    /// The copy of this snapshot.
+    Snapshot(SnapshotId),
+}
+
 impl RepoImage {
     fn key(&self) -> String {
         format!("{IMAGES}/{}", self.id)
@@ -97,10 +123,54 @@ impl Vault {
             writer: self.engine.status().uuid,
             disks: info.disks.into_iter().map(part).collect::<Result<_>>()?,
         };
+        self.put_image(repo, &image)?;
+        let message = format!("image {} put into {repo}", image.name);
+        self.engine.note(by, "image.publish", image.id.as_str(), message)?;
+        Ok(image)
+    }
+
+    /// Makes an image of copies where they are. Nothing of it need be here.
+    ///
+    /// # Errors
+    /// `Exists` when an image there has the name; `NotFound` when a copy is not there; `WrongState` when it is not
+    /// complete.
+    pub fn image_assemble(&self, by: Actor, spec: &Assembly) -> Result<RepoImage> {
+        let Assembly { repo, name, parts, blank, family, description, tags } = spec;
+        check_image((name, family.as_deref(), tags), parts.len(), blank)?;
+        let same = |image: &RepoImage| image.name == *name || image.family.as_ref() == Some(name);
+        if let Some(other) = self.images(repo)?.iter().find(|image| same(image)) {
+            let message = format!("{repo} has an image or a family {name:?}: {}", other.id);
+            return Err(Error::new(ErrorKind::Exists, message).hint("choose another name"));
+        }
+        let copies = self.copies(Some(repo))?;
+        let disks = parts.iter().map(|part| of_copy(&copies, part, repo));
+        let blank = blank.iter().map(|size| Part { size: *size, encrypted: false, contents: None });
+        let mut disks = disks.collect::<Result<Vec<Part>>>()?;
+        disks.extend(blank);
+        let image = RepoImage {
+            version: VERSION,
+            id: ImageId::random()?,
+            name: name.clone(),
+            description: description.clone(),
+            family: family.clone(),
+            deprecated: false,
+            tags: tags.clone(),
+            created_at: now(),
+            writer: self.engine.status().uuid,
+            disks,
+        };
+        self.put_image(repo, &image)?;
+        let message = format!("image {name} made of copies in {repo}");
+        self.engine.note(by, "image.assemble", image.id.as_str(), message)?;
+        Ok(image)
+    }
+
+    /// Writes an image, unless one of its copies is deleted meanwhile.
+    fn put_image(&self, repo: &str, image: &RepoImage) -> Result<()> {
         let known = self.engine.repo(repo)?;
         self.wait(repo, async {
             let (store, _) = open_repo(&known).await?;
-            store.put(&image.key(), seal(&image)?).await?;
+            store.put(&image.key(), seal(image)?).await?;
             for contents in image.copies() {
                 if is_going(&store, contents).await? {
                     store.delete(&image.key()).await?;
@@ -109,10 +179,7 @@ impl Vault {
                 }
             }
             Ok(())
-        })?;
-        let message = format!("image {} put into {repo}", image.name);
-        self.engine.note(by, "image.publish", image.id.as_str(), message)?;
-        Ok(image)
+        })
     }
 
     /// The images in a repository, by name.
@@ -164,6 +231,33 @@ fn of_snapshot(
             .hint(format!("rowctl snapshot copy {name} --to {repo} --wait"))
     })?;
     Ok(Contents { copy, snapshot, name })
+}
+
+/// A disk of an image that begins as one of some copies.
+fn of_copy(copies: &[CopyInfo], part: &PartOf, repo: &str) -> Result<Part> {
+    let mut fitting = copies.iter().filter(|copy| match part {
+        PartOf::Copy(id) => id.len() > CopyId::PREFIX.len() && copy.id.as_str().starts_with(id),
+        PartOf::Snapshot(snapshot) => copy.snapshot == *snapshot,
+    });
+    let what = match part {
+        PartOf::Copy(id) => format!("copy {id}"),
+        PartOf::Snapshot(snapshot) => format!("copy of snapshot {snapshot}"),
+    };
+    let Some(copy) = fitting.next() else {
+        return Err(Error::not_found(format!("no {what} in {repo}"))
+            .hint(format!("see `rowctl copy list --repo {repo}`")));
+    };
+    if matches!(part, PartOf::Copy(_)) && fitting.next().is_some() {
+        return Err(Error::invalid(format!("several copies in {repo} are meant by {what}")));
+    }
+    refuse_unfinished(copy)?;
+    let CopyState::Accomplished(header) = &copy.state else {
+        return Err(Error::internal("a copy is neither complete nor not"));
+    };
+    let (copy, snapshot) = (copy.id.clone(), copy.snapshot.clone());
+    let name = format!("{}@{}", header.disk_name, header.snapshot_name);
+    let contents = Some(Contents { copy, snapshot, name });
+    Ok(Part { size: header.size, encrypted: header.sealed.is_some(), contents })
 }
 
 /// Whether a copy is gone, or somebody is about to delete it.

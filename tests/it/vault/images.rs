@@ -150,3 +150,37 @@ fn images_of_repositories_that_make_no_sense_are_refused() {
     }
     assert_eq!(files(&daemon.file("vault")).len(), 1);
 }
+
+/// Promise: an image is made of copies where they are, by a daemon that has nothing else of them; its disks are theirs.
+#[test]
+fn an_image_is_made_directly_of_copies() {
+    let daemon = with_image(false);
+    let system = copied(&daemon, "system@clean", "backup");
+    copied(&daemon, "more@clean", "backup");
+    let more = daemon.json(&["snapshot", "show", "more@clean"])["id"].clone();
+    let there = other(&daemon, Setup::default());
+    let create = ["image", "create", "site", "--repo", "found", "--from"];
+    let about = ["--blank=4MiB", "--family", "pages", "--tag", "k=v", "--data"];
+    let error = there.json_error(20, &[&create[..], &["c-0000nothing"]].concat());
+    assert!(error["message"].as_str().unwrap().contains("no copy c-0000nothing"), "{error}");
+    let error = there.json_error(2, &["image", "create", "site", "--from", id(&system)]);
+    assert!(error["hint"].as_str().unwrap().contains("--repo"), "{error}");
+    let made =
+        there.json(&[&create[..], &[id(&system)], &about, &[more.as_str().unwrap()]].concat());
+    let names: Vec<&Value> =
+        made["disks"].as_array().unwrap().iter().map(|d| &d["snapshot_name"]).collect();
+    assert_eq!(names, [&json!("system@clean"), &json!("more@clean"), &Value::Null]);
+    assert_eq!((&made["family"], &made["tags"]["k"]), (&json!("pages"), &json!("v")));
+    for name in ["site", "pages"] {
+        let args = ["image", "create", name, "--repo", "found", "--from", id(&system)];
+        there.try_ctl(&args).fails_with(21).says(&["has an image or a family"]);
+    }
+    assert_eq!(count(&there.json(&["image", "list", "--repo", "found"])), 1);
+    assert_eq!(count(&there.json(&["image", "list"])), 0, "nothing of it is here");
+    daemon.json_error(21, &["copy", "delete", id(&system), "--yes"]);
+    there.ctl(&["disk", "create", "vm", "--from", "site", "--repo", "found", "--with-data"]);
+    let (first, second) = ("system@clean", "more@clean");
+    assert!(contents(&there, "vm", 16 * MIB) == contents(&daemon, first, 16 * MIB));
+    assert!(contents(&there, "vm-data1", 8 * MIB) == contents(&daemon, second, 8 * MIB));
+    assert_eq!(there.json(&["disk", "show", "vm-data2"])["size"], 4 * MIB);
+}

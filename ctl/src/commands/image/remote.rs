@@ -7,7 +7,8 @@
 use clap::Args;
 use rowd_proto::{
     CopyCreate, CopyList, CopyRestore, CopyShow, CopyStatus, Disk, DiskCreate, DiskDelete,
-    DiskShow, ErrorKind, ImagePublish, ImagePublished, ImageWithdraw, RepoImage, Tags,
+    DiskShow, ErrorKind, ImageAssemble, ImagePublish, ImagePublished, ImageWithdraw, RepoImage,
+    Tags,
 };
 
 use super::super::filter::Filter;
@@ -76,6 +77,21 @@ pub(super) fn copy(args: Copy, client: &mut Client, context: &Context) -> Result
         )
     })?;
     Ok(Outcome::Done)
+}
+
+pub(super) fn assemble(
+    request: &ImageAssemble,
+    client: &mut Client,
+    context: &Context,
+) -> Result<()> {
+    let made = client.call_patiently(request)?;
+    context.output.object(&made, &made.id, |_| {
+        let (name, repo) = (&made.name, &made.repo);
+        format!(
+            "image {name} is in {repo}; its copies are kept as long as it is there\n\
+             disks of it: rowctl disk create NAME --from {name} --repo {repo}"
+        )
+    })
 }
 
 pub(super) fn list(
