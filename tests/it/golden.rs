@@ -119,7 +119,7 @@ const SCENARIO: &[(&str, &str)] = &[
     ("job list", "job list"),
     ("job wait", "job wait $JOB"),
     ("job show", "job show $JOB"),
-    ("scrub", "scrub --rate 64KiB"),
+    ("scrub", "scrub --rate 4KiB"),
     ("job list", "job list"),
     ("job cancel", "job cancel $JOB"),
     ("disk export", "disk export data1@first $FILE"),
