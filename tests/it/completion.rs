@@ -43,6 +43,7 @@ fn names_come_from_the_daemon_and_nothing_when_there_is_none() {
     assert_eq!(names("rowctl policy apply nightly dat"), ["data1"]);
     assert_eq!(names("rowctl group create data1 --instance l"), ["local"]);
     assert_eq!(names("rowctl snapshot cr"), ["create"]);
+    assert_eq!(names("rowctl disk roll"), ["rollback"]);
     assert_eq!(names("rowctl snapshot create data1 --cons"), ["--consistency"]);
     assert_eq!(
         names(&format!("rowctl --dir {} disk show data", daemon.dir().display())),
