@@ -11,7 +11,7 @@ use std::sync::Arc;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use s3s::auth::SimpleAuth;
-use s3s::service::S3ServiceBuilder;
+use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s_fs::FileSystem;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -26,6 +26,8 @@ pub const BUCKET: &str = "rowd";
 pub struct S3Server {
     pub address: SocketAddr,
     home: Arc<TempDir>,
+    /// Names its unfinished files by a count of its own, so a directory has one.
+    store: S3Service,
     _runtime: Runtime,
 }
 
@@ -41,23 +43,20 @@ impl S3Server {
     pub fn start_in(dir: &Path) -> S3Server {
         let home = TempDir::with_prefix_in("rowd-s3-", dir).expect("make a directory");
         fs::create_dir(home.path().join(BUCKET)).expect("make the bucket");
-        S3Server::serve(Arc::new(home))
+        let mut builder = S3ServiceBuilder::new(FileSystem::new(home.path()).expect("a store"));
+        builder.set_auth(SimpleAuth::from_single(KEY, SECRET));
+        S3Server::serve(Arc::new(home), builder.build())
     }
 
-    /// Another one with the same objects.
+    /// Another one in front of the same store.
     #[track_caller]
     #[must_use]
     pub fn beside(&self) -> S3Server {
-        S3Server::serve(Arc::clone(&self.home))
+        S3Server::serve(Arc::clone(&self.home), self.store.clone())
     }
 
     #[track_caller]
-    fn serve(home: Arc<TempDir>) -> S3Server {
-        let service = {
-            let mut builder = S3ServiceBuilder::new(FileSystem::new(home.path()).expect("a store"));
-            builder.set_auth(SimpleAuth::from_single(KEY, SECRET));
-            builder.build()
-        };
+    fn serve(home: Arc<TempDir>, store: S3Service) -> S3Server {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -65,6 +64,7 @@ impl S3Server {
             .expect("start tokio");
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("listen");
         let address = listener.local_addr().expect("an address");
+        let service = store.clone();
         runtime.spawn(async move {
             let server = Builder::new(TokioExecutor::new());
             while let Ok((socket, _)) = listener.accept().await {
@@ -77,7 +77,7 @@ impl S3Server {
                 });
             }
         });
-        S3Server { address, home, _runtime: runtime }
+        S3Server { address, home, store, _runtime: runtime }
     }
 
     pub fn endpoint(&self) -> String {
