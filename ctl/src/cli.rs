@@ -268,4 +268,30 @@ mod tests {
         }
         check(&command(), "");
     }
+
+    /// Scripts read JSON: of each verb that prints some a file says what, and a test of `tests/` holds the verb to it.
+    #[test]
+    fn every_verb_that_prints_json_has_a_golden_file() {
+        const PRINT_NONE: &[&str] = &["complete", "completion", "man"];
+        fn collect(command: &clap::Command, path: &[&str], found: &mut Vec<String>) {
+            if !command.has_subcommands() {
+                found.push(path.join("-"));
+            }
+            for verb in command.get_subcommands() {
+                collect(verb, &[path, &[verb.get_name()]].concat(), found);
+            }
+        }
+        let mut verbs = Vec::new();
+        collect(&command(), &[], &mut verbs);
+        assert!(verbs.len() > 90, "only {} verbs were found", verbs.len());
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/it/golden");
+        let has_file = |verb: &&String| golden.join(format!("{verb}.json")).exists();
+        verbs.retain(|verb| !PRINT_NONE.contains(&verb.as_str()));
+        let without: Vec<&String> = verbs.iter().filter(|verb| !has_file(verb)).collect();
+        assert_eq!(
+            without,
+            Vec::<&String>::new(),
+            "these have no golden file: see tests/it/golden.rs"
+        );
+    }
 }

@@ -1,38 +1,31 @@
 //! The JSON output of every verb, held against files in `golden/`: which fields there are, and of which types.
 //!
-//! After a change that is meant: `ROWD_GOLDEN=write cargo test -p rowd-tests --test it -- golden`, and look at the
-//! difference. A field may be added within a version of the protocol; one that goes or changes its type breaks the
-//! scripts of users.
+//! After a change that is meant: `ROWD_GOLDEN=write cargo test -p rowd-tests --test it -- golden`, for the verbs of
+//! [`IN_A_MACHINE`] with `--test vm -- golden`; and look at the difference.
 //!
-//! Absent: values, which the tests of each subject check.
+//! Absent: how shapes are made and held against the files (`rowd_tests::golden`); values, which the tests of each subject
+//! check.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
 
 use rowd_tests::client::Client;
+use rowd_tests::golden::{self, Shapes};
 use rowd_tests::mount::Device;
 use rowd_tests::process::{Daemon, SMALL, Setup};
 use rowd_tests::tool;
 use rowd_tests::wait;
-use serde_json::{Map, Value, json};
 
-/// Verbs that print no JSON, or need what this host does not have.
-const WITHOUT: &[(&str, &str)] = &[
-    ("completion", "prints a script"),
-    ("man", "writes pages"),
-    ("disk attach", "needs the kernel's NBD client: VM tests"),
-    ("disk detach", "needs an attached disk: VM tests"),
-    ("snapshot mount", "needs the kernel's NBD client: VM tests"),
-    ("policy resume", "needs something that stands still: the tests of policies"),
-    ("copy retry", "needs a copy that has failed: the tests of repositories"),
-];
+use super::policies::World;
 
-/// Fields whose names are data: all their values have one shape.
-const MAPS: &[&str] = &["tags", "params", "operations"];
+/// Verbs that print no JSON, each with what it does instead.
+const WITHOUT: &[(&str, &str)] = &[("completion", "prints a script"), ("man", "writes pages")];
 
-/// Fields that are null when there was no request in the second that was measured.
-const LATENCIES: &[&str] = &["mean_us", "p99_us"];
+/// Verbs that are held against their files in a virtual machine: they need the kernel's NBD client (`vm/attach.rs`).
+const IN_A_MACHINE: &[&str] = &["disk attach", "disk detach", "snapshot mount"];
+
+/// Verbs that need something out of order, and have a test of their own below.
+const APART: &[&str] = &["policy resume", "copy retry"];
 
 const MASTER: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
@@ -144,116 +137,6 @@ const SCENARIO: &[(&str, &str)] = &[
     ("trash purge", "trash purge clone2 --yes"),
 ];
 
-/// Field names and types of a value; the elements of a list, and the values of a map, are put together.
-fn shape(value: &Value) -> Value {
-    match value {
-        Value::Null => json!("null"),
-        Value::Bool(_) => json!("boolean"),
-        Value::Number(number) if number.is_f64() => json!("number"),
-        Value::Number(_) => json!("integer"),
-        Value::String(text) if is_time(text) => json!("time"),
-        Value::String(_) => json!("string"),
-        Value::Array(list) => {
-            let elements = list.iter().map(shape).reduce(|one, other| together(&one, &other));
-            Value::Array(elements.into_iter().collect())
-        }
-        Value::Object(fields) => {
-            let shaped = fields.iter().map(|(name, value)| (name.clone(), field(name, value)));
-            Value::Object(shaped.collect())
-        }
-    }
-}
-
-fn field(name: &str, value: &Value) -> Value {
-    match value {
-        // Who is connected at this moment is chance; `disconnected` of a rollback has the fields.
-        Value::Array(_) if name == "clients" => json!(["client"]),
-        // There is a latency if there was a request in that second, which is chance too.
-        Value::Null | Value::Number(_) if LATENCIES.contains(&name) => json!("integer or null"),
-        Value::Object(entries) if MAPS.contains(&name) || has_ids(entries) => {
-            let values = entries.values().map(shape).reduce(|one, other| together(&one, &other));
-            json!({ "*": values.unwrap_or_else(|| json!("nothing")) })
-        }
-        other => shape(other),
-    }
-}
-
-/// Whether the names of the fields are ids of objects.
-fn has_ids(entries: &Map<String, Value>) -> bool {
-    !entries.is_empty() && entries.keys().all(|name| name.starts_with("d-"))
-}
-
-fn is_time(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    bytes.len() >= 20 && bytes[4] == b'-' && bytes[10] == b'T' && bytes.ends_with(b"Z")
-}
-
-/// What fits both shapes.
-fn together(one: &Value, other: &Value) -> Value {
-    match (one, other) {
-        (one, other) if one == other => one.clone(),
-        (Value::Object(one), Value::Object(other)) if is_plain(one) && is_plain(other) => {
-            let names: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
-            let merged = names.into_iter().map(|name| {
-                let shape = match (one.get(name), other.get(name)) {
-                    (Some(one), Some(other)) => together(one, other),
-                    (Some(only), None) | (None, Some(only)) => together(only, &json!("absent")),
-                    (None, None) => json!("absent"),
-                };
-                (name.clone(), shape)
-            });
-            Value::Object(merged.collect())
-        }
-        (Value::Array(one), Value::Array(other)) => {
-            let elements = one.iter().chain(other).cloned();
-            let merged = elements.reduce(|one, other| together(&one, &other));
-            Value::Array(merged.into_iter().collect())
-        }
-        (one, other) => {
-            // The empty map and the empty list fit what has something in it.
-            let mut variants: Vec<Value> = Vec::new();
-            for part in [one, other].into_iter().flat_map(variants_of) {
-                let same_kind = |known: &Value| {
-                    (known.is_object() && part.is_object()) || (known.is_array() && part.is_array())
-                };
-                match variants.iter().position(same_kind) {
-                    Some(at) => variants[at] = together(&variants[at], &part),
-                    None if !variants.contains(&part) => variants.push(part),
-                    None => {}
-                }
-            }
-            variants.sort_by_key(ToString::to_string);
-            variants.retain(|variant| *variant != json!("nothing"));
-            match variants.len() {
-                1 => variants.remove(0),
-                _ => json!({ "one of": variants }),
-            }
-        }
-    }
-}
-
-fn is_plain(fields: &Map<String, Value>) -> bool {
-    !fields.contains_key("one of")
-}
-
-fn variants_of(shape: &Value) -> Vec<Value> {
-    match shape.get("one of").and_then(Value::as_array) {
-        Some(variants) => variants.clone(),
-        None => vec![shape.clone()],
-    }
-}
-
-fn golden(verb: &str) -> PathBuf {
-    let name = format!("tests/it/golden/{}.json", verb.replace(' ', "-"));
-    super::metrics::contrib::root().join(name)
-}
-
-/// What the file of a verb says; nothing when there is none yet.
-fn kept(verb: &str) -> Value {
-    let text = fs::read_to_string(golden(verb)).unwrap_or_else(|_| "null".to_owned());
-    serde_json::from_str(&text).unwrap()
-}
-
 /// All verbs of the command line, from its help.
 fn verbs(daemon: &Daemon, path: &[&str]) -> Vec<String> {
     let help = daemon.ctl(&[path, &["--help"]].concat());
@@ -267,14 +150,14 @@ fn verbs(daemon: &Daemon, path: &[&str]) -> Vec<String> {
 }
 
 /// Runs the scenario; the shape of what each verb printed.
-fn played(daemon: &Daemon) -> BTreeMap<String, Value> {
+fn played(daemon: &Daemon) -> Shapes {
     let files = ["REPO", "OTHER", "EXPORTED", "RAW", "FILE"].map(|name| (name, daemon.path(name)));
     for repo in ["REPO", "OTHER"] {
         fs::create_dir(daemon.file(repo)).unwrap();
     }
     fs::write(daemon.file("RAW"), vec![7u8; 8192]).unwrap();
     let mut names: BTreeMap<&str, String> = files.into_iter().collect();
-    let mut shapes: BTreeMap<String, Value> = BTreeMap::new();
+    let mut shapes = Shapes::default();
     let mut clients = Vec::new();
     // Unmounted before the daemon ends.
     let mut held = None;
@@ -310,12 +193,7 @@ fn played(daemon: &Daemon) -> BTreeMap<String, Value> {
             }
             _ => {}
         }
-        let shape = shape(&printed);
-        let merged = match shapes.get(*verb) {
-            Some(known) => together(known, &shape),
-            None => shape,
-        };
-        shapes.insert((*verb).to_owned(), merged);
+        shapes.add(verb, &printed);
     }
     drop(held);
     shapes
@@ -331,59 +209,74 @@ fn the_json_of_every_verb_has_the_shape_of_its_file() {
     wait::until("the first sample of usage", || {
         (!daemon.json(&["usage"])["samples"].as_array()?.is_empty()).then_some(())
     });
-    let shapes = played(&daemon);
-    if std::env::var_os("ROWD_GOLDEN").is_some_and(|wish| wish == "write") {
-        for (verb, shape) in &shapes {
-            if together(&kept(verb), shape) != kept(verb) {
-                let text = serde_json::to_string_pretty(shape).unwrap() + "\n";
-                fs::write(golden(verb), text).unwrap();
-            }
-        }
-    }
-    let mut broken = Vec::new();
-    for (verb, shape) in &shapes {
-        let kept = kept(verb);
-        // What is not there this time, such as an end that has not come yet, may be there another time.
-        if together(&kept, shape) != kept {
-            let (kept, now) = (format!("{kept:#}"), format!("{shape:#}"));
-            broken.push(format!("{verb}:\n--- {}\n{kept}\n--- now\n{now}", golden(verb).display()));
-        }
-    }
-    assert!(broken.is_empty(), "{}", broken.join("\n"));
+    played(&daemon).hold();
 }
 
-/// Promise: no verb is forgotten: each is in the scenario, or in the list of those that print no JSON, with the
-/// reason; and each has an example in its help.
+/// The same of `policy resume`, for which something has to stand still.
+#[test]
+fn the_json_of_policy_resume_has_the_shape_of_its_file() {
+    let mut world = World::new();
+    world.set_wall(40 * 86_400);
+    world.wait_event("policy.hold", "the clock went ahead by");
+    let mut shapes = Shapes::default();
+    shapes.add("policy resume", &world.daemon.json(&["policy", "resume", "--yes"]));
+    shapes.hold();
+}
+
+/// The same of `copy retry`, for which a copy has to have failed.
+#[test]
+fn the_json_of_copy_retry_has_the_shape_of_its_file() {
+    let daemon = Daemon::new();
+    fs::create_dir(daemon.file("away")).unwrap();
+    daemon.ctl(&["disk", "create", "data1", "--size", "64MiB"]);
+    let data: Vec<u8> =
+        (0..1 << 20).map(|at: u32| at.wrapping_mul(0x9E37_79B9).to_be_bytes()[0]).collect();
+    for part in 0..8 {
+        Client::connect(&daemon.nbd_socket(), "data1").write(part << 23, &data);
+    }
+    daemon.ctl(&["snapshot", "create", "data1", "first"]);
+    // Slow enough that the copy is still under way when the answer comes.
+    let url = format!("file://{}", daemon.path("away"));
+    daemon.ctl(&["repo", "add", "away", &url, "--bandwidth", "4KiB"]);
+    fs::rename(daemon.file("away"), daemon.file("hidden")).unwrap();
+    let copy = daemon.json(&["snapshot", "copy", "data1@first", "--to", "away"]);
+    let copy = copy["id"].as_str().unwrap();
+    daemon.try_ctl(&["copy", "wait", copy]).fails_with(24);
+    fs::rename(daemon.file("hidden"), daemon.file("away")).unwrap();
+    let mut shapes = Shapes::default();
+    shapes.add("copy retry", &daemon.json(&["copy", "retry", copy]));
+    shapes.hold();
+}
+
+/// Promise: no verb is forgotten: each prints JSON that is held against a file of its own, or is in the list of those that
+/// print none, with the reason; and each has an example in its help.
 #[test]
 fn every_verb_is_covered_and_has_an_example() {
     let daemon = Daemon::new();
     let all: BTreeSet<String> = verbs(&daemon, &[]).into_iter().collect();
-    let played: BTreeSet<String> = SCENARIO.iter().map(|(verb, _)| (*verb).to_owned()).collect();
-    let without: BTreeSet<String> = WITHOUT.iter().map(|(verb, _)| (*verb).to_owned()).collect();
-    let covered: BTreeSet<String> = &played | &without;
-    assert_eq!(all, covered, "left: the verbs there are; right: scenario and list");
-    assert_eq!(&played & &without, BTreeSet::new());
+    let played = SCENARIO.iter().map(|(verb, _)| *verb);
+    let held: BTreeSet<&str> =
+        played.chain(IN_A_MACHINE.iter().copied()).chain(APART.iter().copied()).collect();
     for verb in &all {
+        let prints_none = WITHOUT.iter().any(|(other, _)| other == verb);
+        assert_ne!(prints_none, held.contains(verb.as_str()), "`rowctl {verb}` has no golden test");
+        let file = golden::file(verb);
+        assert_ne!(
+            prints_none,
+            file.exists(),
+            "`rowctl {verb}` has no golden file {}",
+            file.display()
+        );
         let words: Vec<&str> = verb.split(' ').chain(["--help"]).collect();
         let help = tool::finish(&mut daemon.ctl_command(&words)).ok().stdout;
         assert!(help.contains(&format!("rowctl {verb}")) && help.contains("Example"), "{help}");
     }
-    let files = fs::read_dir(golden("x").parent().unwrap()).unwrap();
-    let files: BTreeSet<PathBuf> = files.map(|file| file.unwrap().path()).collect();
-    assert_eq!(files, played.iter().map(|verb| golden(verb)).collect(), "a file for each verb");
-}
-
-#[test]
-fn shapes_are_put_together() {
-    let one =
-        shape(&json!([{"a": 1, "b": null, "tags": {}}, {"a": 2, "b": "x", "tags": {"k": "v"}}]));
-    let expected = json!([{
-        "a": "integer", "b": {"one of": ["null", "string"]}, "tags": {"*": "string"},
-    }]);
-    assert_eq!(one, expected);
-    let more = together(&one, &shape(&json!([{"a": 1.5}])));
-    let a = json!({"one of": ["integer", "number"]});
-    assert_eq!(more[0]["a"], a);
-    assert_eq!(more[0]["b"], json!({"one of": ["absent", "null", "string"]}));
-    assert_eq!(shape(&json!("2026-01-31T09:00:00Z")), json!("time"));
+    for verb in held.into_iter().chain(WITHOUT.iter().map(|(verb, _)| *verb)) {
+        assert!(all.contains(verb), "there is no verb `rowctl {verb}` any more");
+    }
+    for file in fs::read_dir(golden::directory()).unwrap() {
+        let path = file.unwrap().path();
+        let known = all.iter().any(|verb| golden::file(verb) == path);
+        assert!(known, "{} is of no verb", path.display());
+    }
 }

@@ -20,14 +20,14 @@ const DAY: i64 = 24 * HOUR;
 const START: i64 = 1_893_975_000;
 
 /// A daemon whose clock stands still for nobody but the test.
-struct World {
-    daemon: Daemon,
+pub struct World {
+    pub daemon: Daemon,
     /// What the clock is moved by.
     ahead: i64,
 }
 
 impl World {
-    fn new() -> World {
+    pub fn new() -> World {
         World::with("")
     }
 
@@ -54,7 +54,7 @@ impl World {
     }
 
     /// Sets the time of day alone.
-    fn set_wall(&mut self, seconds: i64) {
+    pub fn set_wall(&mut self, seconds: i64) {
         self.set_clock(&format!("{} {}", self.ahead + seconds, self.ahead));
     }
 
@@ -100,7 +100,7 @@ impl World {
     }
 
     #[track_caller]
-    fn wait_event(&self, kind: &str, part: &str) -> String {
+    pub fn wait_event(&self, kind: &str, part: &str) -> String {
         wait::until(&format!("{kind} with {part:?}"), || {
             self.events(kind).into_iter().find(|message| message.contains(part))
         })

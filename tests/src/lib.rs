@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod crash;
+pub mod golden;
 pub mod manager;
 pub mod moto;
 pub mod mount;

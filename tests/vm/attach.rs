@@ -2,6 +2,7 @@
 //!
 //! Absent: what happens at boot (`service`), and restarts (`restart`).
 
+use rowd_tests::golden::Shapes;
 use rowd_tests::vm::Vm;
 use rowd_tests::wait;
 
@@ -116,5 +117,24 @@ fn the_files_of_a_snapshot_are_mounted_beside_the_original() {
     vm.sh("wipefs -qa /dev/nbd0 && pvcreate -q /dev/nbd0 && rowctl snapshot create d1 lvm").ok();
     vm.sh("rowctl snapshot mount d1@lvm /mnt/b").fails_with(1).says(&["vgimportclone"]);
     assert_eq!(vm.sh("rowctl -o json disk list").ok().json().as_array().map(Vec::len), Some(1));
+    vm.power_off();
+}
+
+/// Promise: what `disk attach`, `disk detach`, `snapshot mount` and its `--unmount` print has the shape of their golden
+/// files; to write these, see `it/golden.rs`.
+#[test]
+fn the_json_of_verbs_with_a_device_has_the_shape_of_its_golden_file() {
+    let mut vm = machine();
+    let mut shapes = Shapes::default();
+    let mut printed = |vm: &mut Vm, verb: &str, rest: &str| {
+        let told = vm.sh(&format!("rowctl -o json {verb} {rest}")).ok().json();
+        shapes.add(verb, &told);
+    };
+    printed(&mut vm, "disk attach", "d1");
+    vm.sh("mkfs.ext4 -q /dev/nbd0 && mkdir -p /mnt/b && rowctl snapshot create d1 one").ok();
+    printed(&mut vm, "disk detach", "d1");
+    printed(&mut vm, "snapshot mount", "d1@one /mnt/b");
+    printed(&mut vm, "snapshot mount", "--unmount /mnt/b");
+    shapes.hold();
     vm.power_off();
 }

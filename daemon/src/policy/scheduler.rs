@@ -369,7 +369,7 @@ impl State {
             tables: HashMap::new(),
             next_look: 0,
             next_prune: 0,
-            next_retry: now() + RETRY_EVERY,
+            next_retry: wall + RETRY_EVERY,
             again: BTreeSet::new(),
             begun: wall,
         }
