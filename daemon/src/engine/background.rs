@@ -25,8 +25,10 @@ const RECLAIM_LEAVES: usize = 64;
 const RECLAIM_GIVE_WAY: u32 = 19;
 /// With fewer blocks to write to than this (256 MiB), freeing does not pause.
 const RECLAIM_HURRY: u64 = 1 << 16;
-/// How often the checkpointer looks whether it is time.
+/// How often the checkpointer looks whether it is time, while there are writes.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a thread waits that is told when there is something to do. It then looks all the same.
+const REST: Duration = Duration::from_secs(10);
 /// How often expired snapshots are looked for, and other rare chores done.
 const CHORES_EVERY: Duration = Duration::from_secs(5);
 
@@ -37,11 +39,11 @@ impl Engine {
         }
         spawn(self, "flush", |engine, state: &mut FlushState| engine.flush_round(state));
         spawn(self, "writeback", |engine, (): &mut ()| {
-            engine.shared.pool.write_back(LOOK_EVERY);
+            engine.shared.pool.write_back(REST);
             Ok(())
         });
-        spawn(self, "checkpoint", |engine, last: &mut Option<Instant>| {
-            engine.checkpoint_round(last)
+        spawn(self, "checkpoint", |engine, state: &mut CheckpointState| {
+            engine.checkpoint_round(state)
         });
         spawn(self, "reclaim", |engine, job: &mut Option<Arc<Job>>| engine.reclaim_round(job));
     }
@@ -124,16 +126,24 @@ impl Engine {
         Ok(())
     }
 
-    fn checkpoint_round(&self, last: &mut Option<Instant>) -> Result<()> {
-        let wanted = self.shared.checkpoint_wanted.wait(LOOK_EVERY);
+    fn checkpoint_round(&self, state: &mut CheckpointState) -> Result<()> {
         let journal = &self.shared.pool.journal;
         let budget = &self.shared.budget;
-        let due = last.is_none_or(|last| last.elapsed() > self.settings.checkpoint_every);
+        let every = self.settings.checkpoint_every;
+        let seen = journal.last();
+        // Where nothing is written, only the time brings a checkpoint nearer.
+        let still = std::mem::replace(&mut state.seen, seen) == seen;
+        let rest = state.last.map_or(LOOK_EVERY, |last| every.saturating_sub(last.elapsed()));
+        self.shared.resting.store(still, Ordering::Relaxed);
+        let wait = if still { rest.clamp(LOOK_EVERY, REST) } else { LOOK_EVERY };
+        let wanted = self.shared.checkpoint_wanted.wait(wait);
+        self.shared.resting.store(false, Ordering::Relaxed);
+        let due = state.last.is_none_or(|last| last.elapsed() > every);
         let full = journal.used() > journal.capacity() / 4
             || budget.dirty.load(Ordering::Relaxed) > budget.dirty_limit / 2;
         if wanted || due || full {
             self.checkpoint()?;
-            *last = Some(Instant::now());
+            state.last = Some(Instant::now());
         }
         Ok(())
     }
@@ -147,7 +157,7 @@ impl Engine {
             if let Some(job) = job.take() {
                 job.finish(JobState::Done, "all blocks freed".to_owned());
             }
-            self.reclaim_wanted.wait(Duration::from_secs(1));
+            self.reclaim_wanted.wait(REST);
             return Ok(());
         };
         if job.is_none() {
@@ -178,6 +188,14 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+#[derive(Default)]
+struct CheckpointState {
+    /// When the last one was written, or was found needless.
+    last: Option<Instant>,
+    /// The last record of the journal at the last look.
+    seen: Seq,
 }
 
 struct FlushState {

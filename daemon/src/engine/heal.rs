@@ -7,7 +7,6 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -36,14 +35,21 @@ pub struct Damage {
 /// Damaged blocks that wait to be healed.
 #[derive(Debug, Default)]
 pub(super) struct Damages {
-    waiting: Mutex<HashSet<Damage>>,
+    waiting: Mutex<Waiting>,
     added: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    blocks: HashSet<Damage>,
+    /// Nobody heals any more.
+    ended: bool,
 }
 
 impl Damages {
     pub(super) fn add(&self, damage: Damage) {
         let mut waiting = self.waiting.lock();
-        if waiting.len() < WAITING_MAX && waiting.insert(damage) {
+        if waiting.blocks.len() < WAITING_MAX && waiting.blocks.insert(damage) {
             self.added.notify_all();
         }
     }
@@ -70,15 +76,22 @@ pub enum Healed {
 }
 
 impl Engine {
-    /// Waits for damaged blocks, not longer than `timeout`, and takes them.
+    /// Waits for damaged blocks and takes them; `None` after [`Engine::damages_end`].
     #[must_use]
-    pub fn damages(&self, timeout: Duration) -> Vec<Damage> {
+    pub fn damages(&self) -> Option<Vec<Damage>> {
         let damages = &self.corrupt.damages;
         let mut waiting = damages.waiting.lock();
-        if waiting.is_empty() {
-            damages.added.wait_for(&mut waiting, timeout);
+        while waiting.blocks.is_empty() && !waiting.ended {
+            damages.added.wait(&mut waiting);
         }
-        waiting.drain().collect()
+        (!waiting.ended).then(|| waiting.blocks.drain().collect())
+    }
+
+    /// Ends the wait of who heals.
+    pub fn damages_end(&self) {
+        let damages = &self.corrupt.damages;
+        damages.waiting.lock().ended = true;
+        damages.added.notify_all();
     }
 
     /// Who may have the contents of a damaged block elsewhere.

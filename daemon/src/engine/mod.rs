@@ -56,8 +56,9 @@ use crate::crypt;
 use crate::disk::{Disk, Witness};
 use crate::error::{Error, Result};
 use crate::faults;
+use crate::map::signal::Signal;
 use crate::map::tree::Tree;
-use crate::map::view::{Shared, Signal, State, View};
+use crate::map::view::{Shared, State, View};
 use crate::pool::file::IoMode;
 use crate::pool::journal::{HEADER_BYTES, Kind, MAX_RECORD};
 use crate::units::{DiskId, Lba, Pbn, SnapshotId, TreeId};
@@ -213,6 +214,7 @@ impl Engine {
         self.stopping.raise();
         self.reclaim_wanted.raise();
         self.shared.checkpoint_wanted.raise();
+        self.shared.pool.end_write_back();
         self.jobs.cancel_all();
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {

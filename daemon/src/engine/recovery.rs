@@ -25,7 +25,8 @@ use crate::faults;
 use crate::map::heal::{self, Move};
 use crate::map::reclaim::{self, Step};
 use crate::map::record::address;
-use crate::map::view::{Budget, Shared, Signal, View};
+use crate::map::signal::Signal;
+use crate::map::view::{Budget, Shared, View};
 use crate::meta::{Meta, State};
 use crate::pool::allocator::Allocator;
 use crate::pool::file::sync_directory;
@@ -94,6 +95,7 @@ impl Engine {
             barrier: RwLock::new(()),
             budget,
             checkpoint_wanted: Signal::default(),
+            resting: AtomicBool::new(false),
         });
         let mut records = Catalogue::default();
         records.load(shared.meta.catalogue("")?)?;

@@ -10,5 +10,6 @@ pub mod leaf;
 pub mod lineage;
 pub mod reclaim;
 pub mod record;
+pub mod signal;
 pub mod tree;
 pub mod view;

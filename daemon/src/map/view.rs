@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockWriteGuard};
@@ -21,6 +21,7 @@ use super::cache::{CLEAN_FLOOR, Clean};
 use super::leaf::{Entry, LEAF_MEMORY, Leaf};
 use super::lineage::Lineage;
 use super::record::{Change, Staged, changes};
+use super::signal::Signal;
 use super::tree::Tree;
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
@@ -42,30 +43,8 @@ pub struct Shared {
     pub budget: Arc<Budget>,
     /// Set to ask for a checkpoint soon.
     pub checkpoint_wanted: Signal,
-}
-
-/// A flag that somebody waits for.
-#[derive(Debug, Default)]
-pub struct Signal {
-    set: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Signal {
-    /// Sets the flag and wakes who waits.
-    pub fn raise(&self) {
-        *self.set.lock() = true;
-        self.changed.notify_all();
-    }
-
-    /// Waits until the flag is set or the time is over, and clears it.
-    pub fn wait(&self, timeout: Duration) -> bool {
-        let mut set = self.set.lock();
-        if !*set {
-            self.changed.wait_for(&mut set, timeout);
-        }
-        std::mem::take(&mut *set)
-    }
+    /// The checkpointer does not look for now: whoever writes next wakes it.
+    pub resting: AtomicBool,
 }
 
 impl Shared {
@@ -74,6 +53,9 @@ impl Shared {
     /// # Errors
     /// The pool has stopped.
     pub fn reserve(&self, bytes: usize) -> Result<Reservation<'_>> {
+        if self.resting.load(Ordering::Relaxed) && self.resting.swap(false, Ordering::Relaxed) {
+            self.checkpoint_wanted.wake();
+        }
         while self.budget.dirty.load(Ordering::Relaxed) > self.budget.dirty_limit {
             self.pool.file.check_running()?;
             self.checkpoint_wanted.raise();

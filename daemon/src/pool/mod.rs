@@ -62,10 +62,17 @@ pub struct Pool {
     superblock: Mutex<Superblock>,
     growing: Mutex<()>,
     /// Written ranges that nobody has asked the kernel to write back yet.
-    behind: Mutex<Vec<(u64, u64)>>,
+    behind: Mutex<Behind>,
     written: Condvar,
     /// Bytes that growth of the pool file leaves free on the host's file system, for the metadata store.
     host_reserve: u64,
+}
+
+/// What is to be written back, and whether anybody will.
+#[derive(Debug, Default)]
+struct Behind {
+    ranges: Vec<(u64, u64)>,
+    ended: bool,
 }
 
 /// A pool whose journal has not been replayed yet.
@@ -308,8 +315,8 @@ impl Pool {
             return;
         }
         let mut behind = self.behind.lock();
-        if behind.len() < BEHIND_MAX {
-            behind.push((offset, length));
+        if behind.ranges.len() < BEHIND_MAX {
+            behind.ranges.push((offset, length));
             self.written.notify_one();
         }
     }
@@ -319,14 +326,20 @@ impl Pool {
     pub fn write_back(&self, timeout: Duration) {
         let ranges = {
             let mut behind = self.behind.lock();
-            if behind.is_empty() {
+            if behind.ranges.is_empty() && !behind.ended {
                 self.written.wait_for(&mut behind, timeout);
             }
-            std::mem::take(&mut *behind)
+            std::mem::take(&mut behind.ranges)
         };
         for (offset, length) in ranges {
             self.file.start_writeback(offset, length);
         }
+    }
+
+    /// Nobody waits in [`Pool::write_back`] any more.
+    pub fn end_write_back(&self) {
+        self.behind.lock().ended = true;
+        self.written.notify_all();
     }
 
     /// Appends a record; see [`Journal::append`].

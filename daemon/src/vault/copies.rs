@@ -93,7 +93,7 @@ impl Vault {
                 false => self.begin_fill(filling)?,
             };
         }
-        self.keep_looking();
+        self.keep_looking()?;
         heal::start(self)
     }
 

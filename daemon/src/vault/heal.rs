@@ -23,8 +23,6 @@ use crate::engine::repos::RepoRecord;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BLOCK_BYTES, CopyId, SnapshotId};
 
-/// How soon the end of the daemon is noticed.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A block that no copy had is not looked for again before.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -36,8 +34,7 @@ pub(super) fn start(vault: &Arc<Vault>) -> Result<()> {
     let healer = Arc::clone(vault);
     let run = move || {
         let mut tried: HashMap<Damage, Instant> = HashMap::new();
-        while !healer.closing.load(Ordering::SeqCst) {
-            let mut found = healer.engine.damages(LOOK_EVERY);
+        while let Some(mut found) = healer.engine.damages() {
             tried.retain(|_, at| at.elapsed() < AGAIN);
             found.retain(|damage| !tried.contains_key(damage));
             if found.is_empty() || healer.engine.repos().is_empty() {

@@ -31,27 +31,31 @@ impl Vault {
         self.look(false)
     }
 
-    /// Looks again and again, until the daemon goes down.
-    pub(super) fn keep_looking(self: &Arc<Self>) {
-        let weak = Arc::downgrade(self);
-        self.handle.spawn(async move {
+    /// Looks again and again, until the daemon goes down, on a thread of its own: the runtime would wake four.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub(super) fn keep_looking(self: &Arc<Self>) -> Result<()> {
+        let vault = Arc::clone(self);
+        let run = move || {
             let mut looks: u32 = 0;
             loop {
-                tokio::time::sleep(LOOK_EVERY).await;
-                let Some(vault) = weak.upgrade().filter(|vault| !vault.is_closing()) else {
+                std::thread::park_timeout(LOOK_EVERY);
+                if vault.is_closing() {
                     return;
-                };
+                }
                 // After a start too: what was in the way may have gone.
                 let again = looks.is_multiple_of(RETRY_LOOKS);
                 looks = looks.wrapping_add(1);
-                let looked = tokio::task::spawn_blocking(move || vault.look(again)).await;
-                match looked {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!(%error, "copies do not go on"),
-                    Err(error) => tracing::error!(%error, "nobody looks after copies"),
+                if let Err(error) = vault.look(again) {
+                    tracing::warn!(%error, "copies do not go on");
                 }
             }
-        });
+        };
+        let thread = std::thread::Builder::new().name("vault-look".to_owned()).spawn(run);
+        let thread = thread.map_err(|e| Error::io("start a thread", &e))?;
+        self.threads.lock().push(thread);
+        Ok(())
     }
 
     /// As [`Vault::look_after_copies`], with `again` also what failed to be deleted.

@@ -153,7 +153,10 @@ impl Vault {
     /// [`Vault::end`].
     pub fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
+        self.engine.damages_end();
         for thread in std::mem::take(&mut *self.threads.lock()) {
+            // One that looks now and then does not wait for its time.
+            thread.thread().unpark();
             if thread.join().is_err() {
                 tracing::error!("a thread of the vault panicked");
             }

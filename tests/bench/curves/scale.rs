@@ -27,6 +27,8 @@ const TIMES: usize = 7;
 const TARGET_MS: f64 = 200.0;
 /// Percent of a processor that an idle daemon may take.
 const TARGET_IDLE: f64 = 1.0;
+/// How often an idle daemon may wake in a second.
+const TARGET_WAKEUPS: f64 = 10.0;
 /// A run of a policy that is due each minute, and what 1000 snapshots may take.
 const RUN_LIMIT: Duration = Duration::from_secs(180);
 
@@ -133,8 +135,10 @@ fn idleness(daemon: &Daemon, length: Duration, what: &str) -> Finding {
     let per_second = woken as f64 / elapsed;
     let seen = format!("{percent:.2} % of a processor, {per_second:.0} wake-ups a second");
     let numbers = json!({ "percent": percent, "wakeups_per_s": per_second });
-    Finding::told(format!("{what}: an idle daemon"), seen, numbers)
-        .target(format!("< {TARGET_IDLE:.0} %"), percent < TARGET_IDLE)
+    Finding::told(format!("{what}: an idle daemon"), seen, numbers).target(
+        format!("< {TARGET_IDLE:.0} %, ≤ {TARGET_WAKEUPS:.0}"),
+        percent < TARGET_IDLE && per_second <= TARGET_WAKEUPS,
+    )
 }
 
 /// A policy that makes a snapshot of each disk at the next full minute.
