@@ -28,6 +28,8 @@ pub struct Usage {
     /// Bytes of the pool in use, what is being freed included.
     pub used_bytes: u64,
     pub total: Held,
+    /// Of the bytes of snapshots, those of snapshots with instant access.
+    pub instant_access_bytes: u64,
     /// Disks, and deleted ones that have snapshots; the largest first.
     pub disks: Vec<DiskUsage>,
     /// As of the last sample.
@@ -36,6 +38,8 @@ pub struct Usage {
     pub samples: Vec<UsageSample>,
     /// Bytes of snapshots times hours over the samples; a sample counts until the next one, an hour at most.
     pub snapshot_byte_hours: u64,
+    /// The same of snapshots with instant access.
+    pub instant_access_byte_hours: u64,
 }
 
 /// What is held.
@@ -59,6 +63,8 @@ pub struct DiskUsage {
     pub tags: Tags,
     #[serde(flatten)]
     pub held: Held,
+    /// Of the bytes of snapshots, those of snapshots with instant access.
+    pub instant_access_bytes: u64,
 }
 
 /// A repository and what it holds.
@@ -77,6 +83,8 @@ pub struct UsageSample {
     pub used_bytes: u64,
     #[serde(flatten)]
     pub total: Held,
+    /// Of the bytes of snapshots, those of snapshots with instant access.
+    pub instant_access_bytes: u64,
     /// By disk id, the largest.
     pub disks: std::collections::BTreeMap<String, Held>,
     pub repos: Vec<RepoUsage>,

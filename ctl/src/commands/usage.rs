@@ -76,6 +76,8 @@ fn text(args: &UsageArgs, usage: &Usage, output: &Output) -> String {
     }
     fields.add("data of disks", render::bytes(data_bytes));
     fields.add("snapshots", format!("{} in {snapshots}", human(snapshot_bytes)));
+    let (access, access_hours) = (usage.instant_access_bytes, usage.instant_access_byte_hours);
+    fields.add_some("of which by instant access", (access > 0).then(|| render::bytes(access)));
     fields.add_some("kept for undo", (undo_bytes > 0).then(|| render::bytes(undo_bytes)));
     for repo in &usage.repos {
         let (stored, copies) = (human(repo.stored_bytes), repo.copies);
@@ -88,6 +90,8 @@ fn text(args: &UsageArgs, usage: &Usage, output: &Output) -> String {
             usage.samples.len()
         );
         fields.add("snapshots × time", over);
+        let over = (access_hours > 0).then(|| format!("{} hours", human(access_hours)));
+        fields.add_some("instant access × time", over);
     }
     let parts = [fields.render(output), table(&usage.disks, output), days(usage, output)];
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n\n")

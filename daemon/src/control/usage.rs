@@ -24,15 +24,18 @@ pub(super) fn show(engine: &Arc<Engine>, _: Actor, ask: proto::UsageShow) -> Res
         disk_name: disk.name,
         size: disk.size,
         tags: disk.tags,
+        instant_access_bytes: disk.held.access,
         held: held(&disk.held),
     });
     Ok(proto::Usage {
         at: Time::from_unix(usage.at),
         used_bytes: usage.used,
         total: held(&usage.total),
+        instant_access_bytes: usage.total.access,
         disks: disks.collect(),
         repos: repos(usage.repos),
-        snapshot_byte_hours: byte_hours(&samples, usage.at),
+        snapshot_byte_hours: byte_hours(&samples, usage.at, |sample| sample.total.snapshots),
+        instant_access_byte_hours: byte_hours(&samples, usage.at, |sample| sample.access),
         samples: samples.into_iter().map(sample).collect(),
     })
 }
@@ -88,18 +91,19 @@ fn sample(record: UsageRecord) -> proto::UsageSample {
         at: Time::from_unix(record.at),
         used_bytes: record.used,
         total: held(&record.total),
+        instant_access_bytes: record.access,
         disks: record.disks.iter().map(|(id, one)| (id.to_string(), held(one))).collect(),
         repos: repos(record.repos),
     }
 }
 
-/// Bytes of snapshots times hours. A sample holds until the next one or until now, but for an hour at most: what was
+/// Bytes times hours. A sample holds until the next one or until now, but for an hour at most: what was
 /// while the daemon was down is not known.
-fn byte_hours(samples: &[UsageRecord], now: u64) -> u64 {
+fn byte_hours(samples: &[UsageRecord], now: u64, bytes: impl Fn(&UsageRecord) -> u64) -> u64 {
     let ends = samples.iter().skip(1).map(|next| next.at).chain(std::iter::once(now));
     let parts = samples.iter().zip(ends).map(|(sample, end)| {
         let seconds = end.saturating_sub(sample.at).min(EVERY);
-        u128::from(sample.total.snapshots) * u128::from(seconds)
+        u128::from(bytes(sample)) * u128::from(seconds)
     });
     u64::try_from(parts.sum::<u128>() / u128::from(EVERY)).unwrap_or(u64::MAX)
 }
@@ -110,15 +114,17 @@ mod tests {
 
     fn at(at: u64, snapshots: u64) -> UsageRecord {
         let total = Held { snapshots, ..Held::default() };
-        UsageRecord { at, total, ..UsageRecord::default() }
+        UsageRecord { at, total, access: snapshots / 2, ..UsageRecord::default() }
     }
 
     #[test]
     fn byte_hours_end_where_nothing_is_known() {
         // Two whole hours, one of which nobody watched the end, and half an hour.
         let samples = [at(0, 100), at(3600, 200), at(36_000, 50)];
-        assert_eq!(byte_hours(&samples, 36_000 + 1800), 100 + 200 + 25);
-        assert_eq!(byte_hours(&[], 5), 0);
+        let snapshots = |sample: &UsageRecord| sample.total.snapshots;
+        assert_eq!(byte_hours(&samples, 36_000 + 1800, snapshots), 100 + 200 + 25);
+        assert_eq!(byte_hours(&samples, 36_000, |sample| sample.access), 50 + 100);
+        assert_eq!(byte_hours(&[], 5, snapshots), 0);
     }
 
     #[test]

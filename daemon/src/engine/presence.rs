@@ -405,6 +405,13 @@ impl SnapshotRecord {
     pub fn is_held(&self) -> bool {
         self.presence.as_ref().is_none_or(|presence| presence.pool != InPool::Gone)
     }
+
+    /// Whether it stays in the pool for use at once, though it goes to a repository.
+    #[must_use]
+    pub fn has_access(&self) -> bool {
+        let kept = |presence: &Presence| matches!(presence.pool, InPool::Access { .. });
+        self.presence.as_ref().is_some_and(kept)
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::catalogue::{Kind, Op};
 use super::info::refresh;
 use super::now;
 use crate::error::{Error, Result};
-use crate::units::{BLOCK_SIZE, DiskId, TreeId};
+use crate::units::{BLOCK_SIZE, DiskId, Epoch, TreeId};
 
 /// Seconds between two samples.
 pub const EVERY: u64 = 3600;
@@ -39,6 +39,9 @@ pub struct Held {
     /// Number of snapshots, without those that undo a rollback.
     #[serde(default)]
     pub count: u64,
+    /// Of the bytes of snapshots, those of snapshots with instant access. A sample has them in its sum only.
+    #[serde(skip)]
+    pub access: u64,
 }
 
 impl Held {
@@ -51,6 +54,7 @@ impl Held {
         self.snapshots += other.snapshots;
         self.undo += other.undo;
         self.count += other.count;
+        self.access += other.access;
     }
 }
 
@@ -74,6 +78,9 @@ pub struct UsageRecord {
     pub used: u64,
     #[serde(default)]
     pub total: Held,
+    /// Of the bytes of snapshots, those of snapshots with instant access.
+    #[serde(default)]
+    pub access: u64,
     /// The largest disks, deleted ones with snapshots included.
     #[serde(default)]
     pub disks: BTreeMap<DiskId, Held>,
@@ -107,6 +114,9 @@ pub struct Usage {
     pub samples: Vec<UsageRecord>,
 }
 
+/// What holds blocks: a disk and its head; or a snapshot of it, of a kind, and whether it has instant access.
+type Part = (DiskId, Epoch, Option<(Kind, bool)>);
+
 impl Engine {
     /// Whether it is time for a sample. A clock that was put back waits until it has caught up.
     #[must_use]
@@ -128,7 +138,8 @@ impl Engine {
         largest.sort_by_key(|(_, held)| Reverse(held.total()));
         largest.truncate(NAMED_MAX);
         let disks = largest.into_iter().collect();
-        let sample = UsageRecord { at: now(), used: self.used_bytes(), total, disks, repos };
+        let (used, access) = (self.used_bytes(), total.access);
+        let sample = UsageRecord { at: now(), used, total, access, disks, repos };
         self.change(Actor::DAEMON, Op::UsageSample { sample }, String::new())
     }
 
@@ -196,7 +207,7 @@ impl Engine {
     fn held_now(&self, wanted: impl Fn(&Tags) -> bool) -> BTreeMap<DiskId, Held> {
         self.all_trees().iter().for_each(|tree| refresh(tree));
         // What a node holds is asked of its tree, tree by tree.
-        let mut parts: BTreeMap<TreeId, Vec<(DiskId, _, Option<Kind>)>> = BTreeMap::new();
+        let mut parts: BTreeMap<TreeId, Vec<Part>> = BTreeMap::new();
         {
             let catalogue = self.catalogue.read();
             for disk in catalogue.disks.values().filter(|disk| wanted(&disk.tags)) {
@@ -204,7 +215,8 @@ impl Engine {
                 parts.entry(disk.tree).or_default().push(part);
             }
             for snapshot in catalogue.snapshots.values().filter(|one| wanted(&one.tags)) {
-                let part = (snapshot.disk.clone(), snapshot.node, Some(snapshot.kind));
+                let kind = (snapshot.kind, snapshot.has_access());
+                let part = (snapshot.disk.clone(), snapshot.node, Some(kind));
                 parts.entry(snapshot.tree).or_default().push(part);
             }
         }
@@ -217,10 +229,11 @@ impl Engine {
                 let held = all.entry(disk).or_default();
                 match kind {
                     None => held.data += bytes,
-                    Some(Kind::Undo) => held.undo += bytes,
-                    Some(_) => {
+                    Some((Kind::Undo, _)) => held.undo += bytes,
+                    Some((_, access)) => {
                         held.snapshots += bytes;
                         held.count += 1;
+                        held.access += if access { bytes } else { 0 };
                     }
                 }
             }
@@ -243,7 +256,8 @@ mod tests {
     /// The largest sample fits into a record of the journal.
     #[test]
     fn a_sample_of_the_largest_pool_fits_into_a_record() {
-        let held = Held { data: u64::MAX >> 12, snapshots: u64::MAX >> 12, undo: 0, count: 1000 };
+        let bytes = u64::MAX >> 12;
+        let held = Held { data: bytes, snapshots: bytes, count: 1000, ..Held::default() };
         let disks =
             (0..NAMED_MAX).map(|n| (DiskId::from(format!("d-{n:016x}").as_str()), held.clone()));
         let record = UsageRecord { disks: disks.collect(), ..UsageRecord::default() };
