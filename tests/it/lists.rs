@@ -6,6 +6,7 @@ use std::fs;
 
 use rowd_tests::client::Client;
 use rowd_tests::process::Daemon;
+use rowd_tests::tool;
 use serde_json::{Value, json};
 
 /// The names, or ids where there is none, of what a list has.
@@ -61,6 +62,32 @@ fn lists_are_cut_down_to_a_tag() {
     assert_eq!(live, ["of-db1", "of-db2"]);
     daemon.ctl(&["tag", "remove", "db1", "env"]);
     assert!(names(&daemon, &["disk", "list", "--filter", "tag:env=live"]).is_empty());
+}
+
+/// COPY-17: the snapshots of a tag are copied by what `snapshot copy --help` shows, and no others.
+#[test]
+fn the_snapshots_of_a_tag_are_copied_together() {
+    let daemon = Daemon::new();
+    fs::create_dir(daemon.file("vault")).unwrap();
+    daemon.ctl(&["repo", "add", "away", &format!("file://{}", daemon.path("vault"))]);
+    for (name, tag) in [("db1", "class=daily"), ("db2", "class=daily"), ("db3", "class=hourly")] {
+        daemon.ctl(&["disk", "create", name, "--size", "1MiB"]);
+        daemon.ctl(&["snapshot", "create", name, "one", "--tag", tag]);
+    }
+    let line = "rowctl() { \"$ROWCTL\" --dir \"$DIR\" \"$@\"; }; export -f rowctl
+        rowctl snapshot list --filter tag:class=daily -q |
+            xargs -n 1 bash -c 'rowctl snapshot copy --to away \"$@\"' -";
+    let mut shell = tool::command("bash");
+    shell.args(["-euo", "pipefail", "-c", line]).env("DIR", daemon.dir());
+    tool::finish(shell.env("ROWCTL", tool::built("rowctl"))).ok();
+    let copies = daemon.json(&["copy", "list"]);
+    let ids = copies.as_array().unwrap().iter().map(|copy| copy["id"].as_str().unwrap());
+    ids.for_each(|id| drop(daemon.ctl(&["copy", "wait", id])));
+    let copies = daemon.json(&["copy", "list"]);
+    let disk = |copy: &Value| copy["detail"]["disk_name"].as_str().unwrap().to_owned();
+    let mut disks: Vec<String> = copies.as_array().unwrap().iter().map(disk).collect();
+    disks.sort();
+    assert_eq!(disks, ["db1", "db2"]);
 }
 
 /// Promise: a dry run of a group or an image tells to the byte what deleting it frees, and changes nothing.
