@@ -92,8 +92,9 @@ pub use repo_image::{
 };
 pub use snapshot::{
     Chain, ChainList, ChainShow, Chains, Consistency, DIFF_PAGE_MAX, DiffPage, DiffRange, Snapshot,
-    SnapshotCreate, SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotFreed, SnapshotKind,
-    SnapshotList, SnapshotSet, SnapshotShow, SnapshotStatus, Snapshots, SnapshotsFreed,
+    SnapshotAction, SnapshotCreate, SnapshotDelete, SnapshotDeleted, SnapshotDiff, SnapshotFreed,
+    SnapshotKind, SnapshotList, SnapshotSet, SnapshotShow, SnapshotStatus, Snapshots,
+    SnapshotsFreed,
 };
 pub use tag::{Tagged, TaggedKind, TagsRemove, TagsSet};
 pub use time::{Moment, Time};

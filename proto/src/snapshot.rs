@@ -126,6 +126,35 @@ params! {
     }
 }
 
+/// What a snapshot can be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotAction {
+    /// Its disk goes back to it: `disk.rollback`.
+    Rollback,
+    /// A disk is made of it: `disk.create`, or `copy.restore` of its copy.
+    Disk,
+    /// An image is made of it: `image.create`.
+    Image,
+    /// It is copied to a repository, or to another one: `copy.create`.
+    Copy,
+    /// Its instant access is ended: `snapshot.set`.
+    EndAccess,
+}
+
+impl SnapshotAction {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            SnapshotAction::Rollback => "rollback",
+            SnapshotAction::Disk => "disk",
+            SnapshotAction::Image => "image",
+            SnapshotAction::Copy => "copy",
+            SnapshotAction::EndAccess => "end of instant access",
+        }
+    }
+}
+
 /// The reply to `snapshot.list`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshots {
@@ -169,6 +198,9 @@ pub struct Snapshot {
     /// The copy that it is there.
     #[serde(default)]
     pub copy: Option<String>,
+    /// What it can be used for as it is now. The disk itself may be in the way: in use, or protected.
+    #[serde(default)]
+    pub actions: Vec<SnapshotAction>,
     /// Bytes that deleting just this snapshot would free.
     pub exclusive_bytes: u64,
     /// Bytes it adds to its chain.

@@ -381,6 +381,8 @@ fn fields(snapshot: &Snapshot, output: &Output) -> String {
     presence::fields(snapshot, &mut fields, output);
     fields.add_some("protected", snapshot.protected.then_some("yes"));
     fields.add_some("encrypted", snapshot.encrypted.then_some("yes"));
+    let actions: Vec<&str> = snapshot.actions.iter().map(|action| action.name()).collect();
+    fields.add_some("can be used for", Some(actions.join(", ")));
     fields.add_some("parent", snapshot.parent.clone());
     fields.add_some("expires", snapshot.expires_at.map(|at| output.full_time(at)));
     fields.add_some("disks made", Some(snapshot.made_disks.join(", ")));

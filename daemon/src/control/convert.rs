@@ -142,6 +142,7 @@ pub(super) fn level(level: proto::Consistency) -> Consistency {
 }
 
 pub(super) fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
+    let actions = presence::actions(&info);
     let where_it_is = presence::told(info.presence);
     let status = match info.status {
         SnapshotStatus::Accomplished => where_it_is.status,
@@ -170,6 +171,7 @@ pub(super) fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
         presence: where_it_is.presence,
         repo: where_it_is.repo,
         copy: where_it_is.copy,
+        actions,
         exclusive_bytes: info.exclusive_bytes,
         stored_bytes: info.stored_bytes,
         parent: info.parent.map(|id| id.to_string()),

@@ -4,10 +4,10 @@
 //! Absent: the rules (`engine/presence.rs`).
 
 use rowd_proto as proto;
-use rowd_proto::{InstantAccess, Place, Time};
+use rowd_proto::{InstantAccess, Place, SnapshotAction, Time};
 
 use crate::engine::Engine;
-use crate::engine::api::{Access, KeepSpec, PresenceInfo};
+use crate::engine::api::{Access, KeepSpec, PresenceInfo, SnapshotInfo, SnapshotStatus};
 use crate::engine::jobs::progress;
 use crate::error::{Error, Result};
 
@@ -95,4 +95,23 @@ pub(super) fn told(presence: Option<PresenceInfo>) -> Told {
         repo: Some(repo),
         copy: Some(copy.to_string()),
     }
+}
+
+/// What a snapshot can be used for, by where it is.
+pub(super) fn actions(info: &SnapshotInfo) -> Vec<SnapshotAction> {
+    if matches!(info.status, SnapshotStatus::Deleting) {
+        return Vec::new();
+    }
+    let presence = info.presence.as_ref();
+    let at_once = presence.is_none_or(|presence| presence.access.is_some());
+    let complete = presence.is_some_and(|presence| presence.complete);
+    let usable = at_once || complete;
+    let all = [
+        (SnapshotAction::Rollback, usable && info.disk_name.is_some()),
+        (SnapshotAction::Disk, usable),
+        (SnapshotAction::Image, at_once),
+        (SnapshotAction::Copy, true),
+        (SnapshotAction::EndAccess, presence.is_some() && at_once && complete),
+    ];
+    all.into_iter().filter(|(_, can)| *can).map(|(action, _)| action).collect()
 }

@@ -209,3 +209,80 @@ fn usage_tells_what_instant_access_and_copies_hold() {
     assert!((MIB / 2..MIB).contains(&hours), "half an hour of 1 MiB: {usage}");
     daemon.try_ctl(&["usage"]).ok().says(&["instant access × time"]);
 }
+
+/// ENC-10, COPY-20: instant access to an encrypted disk is like that to any; a snapshot on its way to one repository can
+/// be copied to another one.
+#[test]
+fn a_test_copy_of_an_encrypted_disk_is_made_at_once() {
+    let daemon = Setup::default().master_key(&"5".repeat(64)).start();
+    for name in ["slow", "other"] {
+        fs::create_dir(daemon.file(name)).unwrap();
+        let url = format!("file://{}", daemon.path(name));
+        daemon.ctl(&["repo", "add", name, &url, "--bandwidth", "256KiB"]);
+    }
+    daemon.ctl(&["disk", "create", "data", "--size", "64MiB", "--encrypted"]);
+    let secret = noise(9, 16 << 20);
+    write(&daemon, "data", 0, &secret);
+    accessible(&daemon, "before");
+    daemon.ctl(&["disk", "create", "trial", "--from", "data@before"]);
+    assert_eq!(daemon.json(&["disk", "show", "trial"])["encrypted"], true);
+    write(&daemon, "data", 0, &noise(1, 16 << 20));
+    daemon.ctl(&["disk", "rollback", "data", "before", "--yes"]);
+    for disk in ["data", "trial"] {
+        assert!(contents(&daemon, disk, 16 * MIB) == secret, "{disk}");
+    }
+    let copy = daemon.json(&["snapshot", "copy", "data@before", "--to", "other"]);
+    assert_eq!(copy["status"], "progressing", "{copy}");
+    is_under_way(&daemon, "data@before");
+}
+
+/// SNAP-23, CAP-03: what a snapshot can be used for is told, and it is what the verbs do: in the pool, on its way to a
+/// repository without and with instant access, in both places, and in the repository alone.
+#[test]
+fn what_a_snapshot_can_be_used_for_is_told_and_true() {
+    let daemon = slow();
+    for name in ["fast", "other"] {
+        fs::create_dir(daemon.file(name)).unwrap();
+        daemon.ctl(&["repo", "add", name, &format!("file://{}", daemon.path(name))]);
+    }
+    daemon.ctl(&["disk", "delete", "data", "--yes"]);
+    let whole = ["rollback", "disk", "image", "copy"];
+    let states: [(&str, &[&str], &[&str]); 5] = [
+        ("pool", &["--local"], &whole),
+        (
+            "both",
+            &["--repo", "fast", "--instant-access", "--wait"],
+            &[&whole[..], &["end_access"]].concat(),
+        ),
+        ("away", &["--repo", "fast", "--wait"], &["rollback", "disk", "copy"]),
+        // Last: what is so slow holds up copies to other repositories too.
+        ("waiting", &["--repo", "slow"], &["copy"]),
+        ("going", &ACCESS, &whole),
+    ];
+    for (disk, how, expected) in states {
+        daemon.ctl(&["disk", "create", disk, "--size", "64MiB"]);
+        write(&daemon, disk, 0, &noise(1, 24 << 20));
+        daemon.ctl(&[&["snapshot", "create", disk, "one"], how].concat());
+        let one = format!("{disk}@one");
+        let shown = wait::until("a snapshot that is where it should be", || {
+            let told = daemon.json(&["snapshot", "show", &one]);
+            (disk != "away" || told["presence"] == json!(["repository"])).then_some(told)
+        });
+        assert_eq!(shown["actions"], json!(expected), "{disk}");
+        let (clone, image) = (format!("of-{disk}"), format!("image-{disk}"));
+        for (action, args) in [
+            ("disk", &["disk", "create", &clone, "--from", &one][..]),
+            ("image", &["image", "create", &image, "--from", &one]),
+            ("rollback", &["disk", "rollback", disk, "one", "--yes"]),
+            ("copy", &["snapshot", "copy", &one, "--to", "other"]),
+            ("end_access", &["snapshot", "set", &one, "--no-instant-access"]),
+        ] {
+            // To end what is not there changes nothing, and is no mistake.
+            if action == "end_access" && shown["instant_access"] == false {
+                continue;
+            }
+            let done = daemon.try_ctl(args);
+            assert_eq!(done.code == 0, expected.contains(&action), "{disk}, {action}: {done}");
+        }
+    }
+}

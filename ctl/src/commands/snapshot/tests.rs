@@ -30,6 +30,7 @@ fn snapshot(name: &str) -> Snapshot {
         presence: vec![Place::Pool],
         repo: None,
         copy: None,
+        actions: Vec::new(),
         exclusive_bytes: 12288,
         stored_bytes: 1 << 20,
         parent: None,
