@@ -330,6 +330,37 @@ fn tags_are_set_changed_and_removed() {
     daemon.json_error(2, &["tag", "set", "disk", "=v"]);
 }
 
+/// SVC-07, PERF-06: the first overwrite after a snapshot is written once and reads nothing: nothing is copied aside.
+#[test]
+fn an_overwrite_after_a_snapshot_is_one_write_and_no_read() {
+    const BYTES: u64 = 32 << 20;
+    let daemon = daemon();
+    let mut client = Client::connect(&daemon.nbd_socket(), "disk");
+    let mut fill = |value: u8| {
+        for at in (0..BYTES).step_by(1 << 20) {
+            client.write(at, &vec![value; 1 << 20]);
+        }
+        client.flush();
+    };
+    // What the daemon has asked the kernel to read and to write of files.
+    let moved = || {
+        let text = std::fs::read_to_string(format!("/proc/{}/io", daemon.pid())).unwrap();
+        let field = |name: &str| -> u64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("no {name} in {text}")).trim().parse().unwrap()
+        };
+        (field("rchar:"), field("wchar:"))
+    };
+    fill(1);
+    snapshot(&daemon, "s1");
+    let before = moved();
+    fill(2);
+    let after = moved();
+    let (read, written) = (after.0 - before.0, after.1 - before.1);
+    assert!((BYTES..BYTES + BYTES / 4).contains(&written), "{written} bytes for {BYTES}");
+    assert!(read < BYTES / 4, "{read} bytes read to overwrite {BYTES}");
+}
+
 /// DEL-04: a kill in the middle of freeing a snapshot leaves the rest for the next start.
 #[test]
 fn freeing_goes_on_after_a_kill() {

@@ -278,6 +278,17 @@ fn nothing_is_converted_in_place() {
     daemon.ctl(&["disk", "create", "new", "--from", "secret@first", "--encrypted"]);
     assert_eq!(daemon.json(&["disk", "show", "new"])["encrypted"], true);
     assert_eq!(daemon.json(&["disk", "show", "plain"])["encrypted"], false);
+    // ENC-07: lists tell which is which, and a snapshot is as its disk.
+    for (noun, names) in [("disk", ["secret", "plain"]), ("snapshot", ["secret@", "plain@"])] {
+        let table = daemon.ctl(&[noun, "list"]);
+        let row = |name: &str| table.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(row(names[0]).contains("encrypted"), "{table}");
+        assert!(!row(names[1]).contains("encrypted"), "{table}");
+        for one in daemon.json(&[noun, "list"]).as_array().unwrap() {
+            let of = one["disk_name"].as_str().or(one["name"].as_str()).unwrap();
+            assert_eq!(one["encrypted"], of != "plain", "{one}");
+        }
+    }
 }
 
 /// All keys are wrapped anew in one change: before it only the old master key opens the disks, after it only

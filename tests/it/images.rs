@@ -84,6 +84,9 @@ fn a_disk_from_an_image_is_its_snapshot_also_when_the_source_is_gone() {
         "env=test",
     ]);
     assert!(made["id"].as_str().is_some_and(|id| id.starts_with("m-") && id.len() == 18));
+    // IMG-10: people are told that secrets on the disks are in it too.
+    let told = daemon.try_ctl(&["image", "create", "told", "--from", "vm@clean"]).ok();
+    assert!(told.stderr.contains("passwords, keys and network settings"), "{told}");
     fill(&daemon, "vm", 9);
     daemon.ctl(&["disk", "create", "first", "--from", "web-1"]);
     fill(&daemon, "first", 7);

@@ -1,11 +1,11 @@
-//! Large things: requests as large as a client may send, and a pool on a block device.
+//! Large things: requests as large as a client may send, a pool on a block device, and one that is full and grows.
 //!
 //! Absent: performance (`tests/bench`).
 
 use std::path::Path;
 
 use rowd_tests::client::{Ask, Client};
-use rowd_tests::process::{Daemon, Setup};
+use rowd_tests::process::{Daemon, SMALL, Setup};
 use rowd_tests::tool;
 
 const WRITE: u16 = 1;
@@ -84,6 +84,41 @@ fn a_pool_lives_on_a_block_device() {
     assert_eq!(refused, ENOSPC);
     assert!(client.read(0, 32 << 20) == data, "what was written first");
     assert!(client.read(at, 32 << 20).iter().all(|byte| *byte == 0), "nothing of what was refused");
+    client.disconnect();
+    check(daemon);
+}
+
+/// PERF-07, SVC-08: space is not set aside for snapshots; when the pool is full, and it is said that it may be larger,
+/// the next write finds room, without a restart and for the client that was refused.
+#[test]
+fn a_full_pool_takes_writes_as_soon_as_it_may_be_larger() {
+    let config = SMALL.replace("[pool]\n", "[pool]\nmax_size = \"64MiB\"\n");
+    let daemon = Setup::default().config(&config).start();
+    daemon.ctl(&["disk", "create", "disk", "--size", "1GiB"]);
+    let data = pattern(5, 1 << 20);
+    let mut client = Client::connect(&daemon.nbd_socket(), "disk");
+    let mut write = |at: u64| {
+        let ask =
+            Ask { command: WRITE, offset: at, length: 1 << 20, payload: &data, ..Ask::default() };
+        client.ask(ask).error
+    };
+    let mut at = 0;
+    let refused = loop {
+        match write(at) {
+            0 => at += 1 << 20,
+            error => break error,
+        }
+        if at == 16 << 20 {
+            daemon.ctl(&["snapshot", "create", "disk", "kept"]);
+        }
+    };
+    assert_eq!(refused, ENOSPC);
+    assert!((16 << 20..=64 << 20).contains(&at), "full at {at}");
+    daemon.ctl(&["pool", "resize", "256MiB"]);
+    for _ in 0..64 {
+        assert_eq!(write(at), 0, "at {at}");
+        at += 1 << 20;
+    }
     client.disconnect();
     check(daemon);
 }

@@ -40,6 +40,7 @@ mod model;
 mod policies;
 mod protocol;
 mod rollback;
+mod rows;
 mod safety;
 mod scale;
 mod tidy;

@@ -60,6 +60,29 @@ fn a_rollback_keeps_later_snapshots_and_the_next_is_incremental() {
     assert_eq!((data[0], data[4096], data[8192]), (1, 4, 1));
 }
 
+/// ROLL-16, DISK-36: what a disk is called, belongs to and is marked with stays as it is now, however it was then.
+#[test]
+fn a_rollback_changes_nothing_but_the_contents() {
+    let daemon = daemon();
+    daemon.ctl(&["policy", "create", "nightly", "--at", "2", "--keep", "7d"]);
+    daemon.ctl(&["instance", "add", "vm"]);
+    daemon.ctl(&["policy", "apply", "nightly", "disk"]);
+    daemon.ctl(&["disk", "rename", "disk", "renamed"]);
+    daemon.ctl(&["tag", "set", "renamed", "env=live"]);
+    daemon.ctl(&["disk", "set", "renamed", "--delete-auto-snapshot", "on", "--instance", "vm"]);
+    let about = || {
+        let mut told = daemon.json(&["disk", "show", "renamed"]);
+        // What the contents take, and that the state before is kept.
+        let counts = |field: &str| field.ends_with("_bytes") || field == "snapshot_count";
+        told.as_object_mut().unwrap().retain(|field, _| !counts(field));
+        told
+    };
+    let before = about();
+    daemon.ctl(&["disk", "rollback", "renamed", "one", "--yes"]);
+    is(&daemon, "renamed", 1);
+    assert_eq!(about(), before);
+}
+
 /// ROLL-12: one disk at a time; its siblings stay as they are.
 #[test]
 fn a_rollback_leaves_other_disks_alone_also_those_made_from_the_same_snapshot() {

@@ -4,6 +4,7 @@
 //! 40 GiB are in use at a time.
 //! Absent: other servers, which have nothing to compare.
 
+mod access;
 mod change;
 mod copy;
 mod depth;
@@ -67,6 +68,7 @@ pub const CURVES: &[(&str, Curve)] = &[
     ("trim", space::trim),
     ("empty", space::empty),
     ("copy", copy::curve),
+    ("access", access::curve),
     ("scale", scale::curve),
 ];
 
