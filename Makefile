@@ -32,8 +32,8 @@ demo: build ## See a file system survive its destruction: snapshot, damage, roll
 	tests/demo/demo.sh $(RELEASE)
 
 .PHONY: test
-test: build cargo-deb ## Run all tests: behaviour, model, kills, power cuts, seeded faults, other people's clients
-	@$(call need,$(TEST_PACKAGES) $(ACCEPTANCE_PACKAGES) $(DEB_PACKAGES))
+test: build cargo-deb cargo-generate-rpm ## Run all tests: behaviour, model, kills, power cuts, seeded faults, other people's clients
+	@$(call need,$(TEST_PACKAGES) $(ACCEPTANCE_PACKAGES) $(DEB_PACKAGES) $(RPM_PACKAGES))
 	cargo test --release --workspace
 
 # A seed that failed is given again: make soak SEED=17
@@ -132,11 +132,13 @@ deb-files: cargo-deb
 	gzip -9nc CHANGELOG.md > $(PACKAGE)-deb/changelog.gz
 	$(TOOLS)/bin/cargo-deb --quiet -p rowd --no-build --no-strip --no-dbgsym --deb-revision $(REVISION) $(DEB_OPTIONS)
 
+# RPM_OPTIONS are options of cargo-generate-rpm.
+RPM_OPTIONS ?=
 .PHONY: rpm-files
 rpm-files: cargo-generate-rpm
 	@$(call need,$(RPM_PACKAGES))
 	@$(MAKE) --no-print-directory package-files
-	$(TOOLS)/bin/cargo-generate-rpm -p daemon --set-metadata 'release = "$(REVISION)"'
+	$(TOOLS)/bin/cargo-generate-rpm -p daemon --set-metadata 'release = "$(REVISION)"' $(RPM_OPTIONS)
 	@ls $(CARGO_TARGET_DIR)/generate-rpm/*.rpm
 
 .PHONY: package-files
@@ -146,6 +148,7 @@ package-files:
 	strip --strip-unneeded --remove-section=.comment $(PACKAGE)/usr/sbin/rowd $(PACKAGE)/usr/sbin/rowd-freeze \
 		$(PACKAGE)/usr/bin/rowctl
 	find $(PACKAGE)/usr/share/man -type f -exec gzip -9n {} +
+	install -D -m 644 -t $(PACKAGE)/usr/lib/rowd packaging/in-use
 
 # Tools that cargo builds, kept outside the source tree and the target directory. Theirs is removed again.
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rowd/tools

@@ -2,7 +2,11 @@
 if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload
 fi
-if [ "$1" -eq 0 ] && [ -d /var/lib/rowd ]; then
-	rmdir --ignore-fail-on-non-empty /var/lib/rowd
+if [ "$1" -eq 0 ]; then
+	# The list of the package has files only.
+	for dir in /usr/lib/rowd /usr/lib/systemd/system/modprobe@nbd.service.d /usr/share/doc/rowd/prometheus \
+		/usr/share/doc/rowd /usr/share/licenses/rowd /etc/rowd /var/lib/rowd; do
+		[ ! -d "$dir" ] || rmdir --ignore-fail-on-non-empty "$dir"
+	done
 	[ ! -d /var/lib/rowd ] || echo "rowd: the disks and snapshots in /var/lib/rowd were not removed" >&2
 fi

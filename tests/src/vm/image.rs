@@ -27,6 +27,7 @@ const PACKAGES: &[&str] = &[
     "nbd-client",
     "procps",
     "qemu-guest-agent",
+    "rpm",
     "systemd-sysv",
     "udev",
     "xfsprogs",
