@@ -361,9 +361,9 @@ fn finish(table: &mut Table) -> String {
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
-/// `k=v, k=v`.
+/// `k:v, k:v`, as the cloud's pages have it; what is typed is `k=v`.
 pub fn tags(tags: &Tags) -> String {
-    tags.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ")
+    tags.iter().map(|(key, value)| format!("{key}:{value}")).collect::<Vec<_>>().join(", ")
 }
 
 /// A number of bytes for a table.

@@ -217,6 +217,9 @@ pub struct Disk {
 pub struct DiskPolicy {
     pub id: String,
     pub name: String,
+    /// The instance whose policy it is: with it all its disks are snapshotted together. `null` when it is the disk's own.
+    #[serde(default)]
+    pub instance: Option<String>,
 }
 
 /// How far a disk is that is being filled from a copy.

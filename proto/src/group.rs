@@ -84,6 +84,18 @@ pub struct Group {
     pub total_size: u64,
     pub members: Vec<GroupMember>,
     pub tags: Tags,
+    /// The policy of an instance that made it, if one did.
+    #[serde(default)]
+    pub policy_id: Option<String>,
+    /// The instance whose disks these were, if a policy made it.
+    #[serde(default)]
+    pub instance_id: Option<String>,
+    /// When it was due, if a policy made it.
+    #[serde(default)]
+    pub scheduled_at: Option<Time>,
+    /// When it goes by itself, if its time is fixed.
+    #[serde(default)]
+    pub expires_at: Option<Time>,
 }
 
 /// One disk of a group.

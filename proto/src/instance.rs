@@ -65,6 +65,16 @@ pub struct Instance {
     pub qga: Option<String>,
     pub disks: Vec<InstanceDisk>,
     pub tags: Tags,
+    /// The policy that makes groups of all its disks, if any.
+    #[serde(default)]
+    pub policy: Option<InstancePolicy>,
+}
+
+/// The policy of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstancePolicy {
+    pub id: String,
+    pub name: String,
 }
 
 /// A disk of an instance.

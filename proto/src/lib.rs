@@ -65,8 +65,8 @@ pub use image::{
     ImageSet, ImageShow, Images,
 };
 pub use instance::{
-    Instance, InstanceAdd, InstanceDisk, InstanceList, InstanceRemove, InstanceRemoved,
-    InstanceSet, InstanceShow, Instances, LOCAL_INSTANCE,
+    Instance, InstanceAdd, InstanceDisk, InstanceList, InstancePolicy, InstanceRemove,
+    InstanceRemoved, InstanceSet, InstanceShow, Instances, LOCAL_INSTANCE,
 };
 pub use job::{Job, JobCancel, JobList, JobShow, JobState, Jobs, ScrubStart};
 pub use key::{Key, KeyDisk, KeyRotate, KeyShow, Keys, KeysRotated};
@@ -77,9 +77,9 @@ pub use meter::{
 pub use method::{Access, Call, Method};
 pub use policy::{
     Policies, Policy, PolicyApply, PolicyCancel, PolicyCatchUp, PolicyCopy, PolicyCreate,
-    PolicyDelete, PolicyDeleted, PolicyDisk, PolicyHold, PolicyKeep, PolicyList, PolicyPreview,
-    PolicyPreviewed, PolicyPruneReason, PolicyPruned, PolicyPrunedCopy, PolicyResume,
-    PolicyResumed, PolicyRun, PolicySchedule, PolicySet, PolicyShow,
+    PolicyDelete, PolicyDeleted, PolicyDisk, PolicyHold, PolicyInstance, PolicyKeep, PolicyList,
+    PolicyOwner, PolicyPreview, PolicyPreviewed, PolicyPruneReason, PolicyPruned, PolicyPrunedCopy,
+    PolicyResume, PolicyResumed, PolicyRun, PolicySchedule, PolicySet, PolicyShow,
 };
 pub use pool::{PoolResize, PoolShow, PoolStatus, ScrubReport};
 pub use presence::{InstantAccess, Place};

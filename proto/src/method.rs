@@ -33,7 +33,8 @@ use crate::{
 use crate::{MetricsPage, MetricsShow, Stats, StatsShow};
 use crate::{
     Policies, Policy, PolicyApply, PolicyCancel, PolicyCreate, PolicyDelete, PolicyDeleted,
-    PolicyList, PolicyPreview, PolicyPreviewed, PolicyResume, PolicyResumed, PolicySet, PolicyShow,
+    PolicyInstance, PolicyList, PolicyPreview, PolicyPreviewed, PolicyResume, PolicyResumed,
+    PolicySet, PolicyShow,
 };
 use crate::{
     Repo, RepoAdd, RepoCheck, RepoChecked, RepoList, RepoRemove, RepoSet, RepoShow, Repos,
@@ -178,6 +179,7 @@ methods! {
     PolicyDelete = "policy.delete", Admin => PolicyDeleted;
     PolicyApply = "policy.apply", Admin => Disk;
     PolicyCancel = "policy.cancel", Admin => Disk;
+    PolicyInstance = "policy.instance", Admin => Instance;
     PolicyPreview = "policy.preview", Read => PolicyPreviewed;
     PolicyResume = "policy.resume", Admin => PolicyResumed;
     TrashList = "trash.list", Read => Trash;

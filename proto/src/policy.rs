@@ -88,6 +88,8 @@ params! {
         copy_to?: String,
         /// How long the copies stay; left out: as long as the snapshots.
         copy_keep?: PolicyKeep,
+        /// Seconds, at most 12 hours: runs begin up to so long after their times, this policy always equally long.
+        jitter: u64 = default,
     }
 
     /// Lists all policies, by name.
@@ -115,6 +117,8 @@ params! {
         copy_keep?: PolicyKeep,
         /// Copy no more; the copies there are stay as long as they would have.
         no_copy: bool = default,
+        /// Zero: runs begin at their times.
+        jitter?: u64,
     }
 
     /// Deletes a policy; its disks have none from now on, and their snapshots stay as long as they would have.
@@ -135,6 +139,15 @@ params! {
         disk: String,
     }
 
+    /// Gives an instance a policy, or takes the one it has: its disks are snapshotted together, whichever it has then.
+    PolicyInstance {
+        instance: String,
+        /// Left out: none any more.
+        policy?: String,
+        /// Although it, or a disk of it, has another one.
+        replace: bool = default,
+    }
+
     /// Foretells what a policy would do.
     PolicyPreview {
         policy: String,
@@ -144,8 +157,10 @@ params! {
 
     /// Agrees to what stands still: removals of a disk, or the clock.
     PolicyResume {
-        /// Left out: the clock is right.
+        /// Left out, and no instance: the clock is right.
         disk?: String,
+        /// Removals of groups of this instance.
+        instance?: String,
     }
 }
 
@@ -165,8 +180,14 @@ pub struct Policy {
     /// Where each snapshot is copied to, if it is.
     #[serde(default)]
     pub copy: Option<PolicyCopy>,
-    /// By name.
+    /// Runs begin up to so many seconds after their times.
+    #[serde(default)]
+    pub jitter: u64,
+    /// By name, those of the instances included.
     pub disks: Vec<PolicyDisk>,
+    /// The instances that have it, by name.
+    #[serde(default)]
+    pub instances: Vec<PolicyOwner>,
     /// When it is due next, whether or not a disk has it.
     pub next_run_at: Option<Time>,
     pub last_run: Option<PolicyRun>,
@@ -185,6 +206,13 @@ pub struct PolicyCopy {
 /// A disk that has a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyDisk {
+    pub id: String,
+    pub name: String,
+}
+
+/// An instance that has a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyOwner {
     pub id: String,
     pub name: String,
 }
@@ -212,7 +240,8 @@ pub struct Policies {
 /// Something that stands still.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyHold {
-    /// `clock`; the id of a disk whose automatic snapshots are not removed; or `ID/REPOSITORY` for its copies there.
+    /// `clock`; the id of a disk whose automatic snapshots are not removed; `ID/REPOSITORY` for its copies there; or the
+    /// id of an instance whose automatic groups are not removed.
     pub object: String,
     pub since: Time,
     pub why: String,
@@ -225,6 +254,9 @@ pub struct PolicyDeleted {
     pub name: String,
     /// Disks that have no policy now.
     pub disks: Vec<PolicyDisk>,
+    /// Instances that have none.
+    #[serde(default)]
+    pub instances: Vec<PolicyOwner>,
 }
 
 /// The reply to `policy.preview`.
@@ -274,6 +306,6 @@ pub enum PolicyPruneReason {
 /// The reply to `policy.resume`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyResumed {
-    /// Snapshots and copies that went.
+    /// Snapshots and copies that went; of an instance, groups.
     pub removed: u64,
 }

@@ -3,6 +3,8 @@
 //! Absent: ten years of schedules (`daemon/src/policy/simulation.rs`).
 
 mod copies;
+mod instances;
+mod rows;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

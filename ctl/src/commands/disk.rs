@@ -271,7 +271,11 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
             let protected = protected(change.protect, change.no_protect);
             let request =
                 DiskSet { disk, description, read_only, instance, delete_auto_snapshot, protected };
-            print(&context.client()?.call(&request)?, context)?;
+            let disk = context.client()?.call(&request)?;
+            print(&disk, context)?;
+            if delete_auto_snapshot == Some(true) {
+                policy::warn_without(&disk, context);
+            }
         }
         Verb::Rollback(args) => return back::rollback(args, context),
         Verb::Attach(Attach { disk, device, read_only }) => {
@@ -351,7 +355,7 @@ fn fields(disk: &Disk, output: &Output) -> String {
     );
     fields.add_some("snapshots", Some(render::count(disk.snapshot_count)));
     fields.add_some("instance", other_instance(disk));
-    fields.add_some("policy", disk.policy.as_ref().map(|policy| policy.name.clone()));
+    fields.add_some("policy", disk.policy.as_ref().map(policy::of_disk));
     fields.add_some("deleted with it", disk.delete_auto_snapshot.then_some("automatic snapshots"));
     fields.add_some("tags", Some(render::tags(&disk.tags)));
     fields.add_some("clients", Some(clients(&disk.clients)));

@@ -270,6 +270,8 @@ fn full(group: &Group, output: &Output) -> String {
     fields.add("id", group.id.clone());
     fields.add_some("description", Some(group.description.clone()));
     fields.add("created", output.full_time(group.created_at));
+    fields.add_some("made by policy", group.policy_id.clone());
+    fields.add_some("expires", group.expires_at.map(|at| output.full_time(at)));
     fields.add("disks", count_and_size(group));
     fields.add_some("tags", Some(render::tags(&group.tags)));
     let mut columns = Columns::new(&[

@@ -150,6 +150,7 @@ fn fields(instance: &Instance, output: &Output) -> String {
     fields.add_some("created", instance.created_at.map(|at| output.full_time(at)));
     fields.add_some("guest agent", instance.qga.clone());
     fields.add_some("disks", Some(names(instance)));
+    fields.add_some("policy", instance.policy.as_ref().map(|policy| policy.name.clone()));
     fields.add_some("tags", Some(render::tags(&instance.tags)));
     fields.render(output)
 }

@@ -6,9 +6,9 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use rowd_proto::{
-    Consistency, Disk, ErrorBody, Policy, PolicyApply, PolicyCancel, PolicyCatchUp, PolicyCreate,
-    PolicyDelete, PolicyList, PolicyPreview, PolicyResume, PolicySchedule, PolicySet, PolicyShow,
-    Tags,
+    Consistency, Disk, DiskList, DiskPolicy, ErrorBody, Instance, Policy, PolicyApply,
+    PolicyCancel, PolicyCatchUp, PolicyCreate, PolicyDelete, PolicyInstance, PolicyList,
+    PolicyPreview, PolicyResume, PolicySchedule, PolicySet, PolicyShow, Tags,
 };
 
 use crate::client::Client;
@@ -35,6 +35,7 @@ pub enum Verb {
   rowctl policy create safe --every 15m --keep last=8,hourly=24,daily=7,weekly=4,monthly=12
   rowctl policy create db --cron '30 1 * * 1-5' --keep forever --consistency app --tag app=db
   rowctl policy create offsite --at 3 --keep 7d --copy-to backup --copy-keep daily=30,monthly=12
+  rowctl policy create quiet --at 2 --jitter 30m
 
 Hours are those of the time zone, UTC unless it is named: an hour that a change of clocks leaves out
 is due right after it, one that comes twice is due once. --every counts in real time, from 1970 on.
@@ -42,6 +43,9 @@ is due right after it, one that comes twice is due once. --every counts in real 
 --keep last=8,daily=7 keeps the last eight, and the newest of each of the last seven days that have
 any. What is kept forever goes when the disk has its full number of automatic snapshots and it is
 the oldest. The newest snapshot of a disk never goes by itself.
+
+With --jitter runs begin up to so long after their times, so that policies with the same times are
+not all busy in the same second; one policy always equally long after them.
 
 With --copy-to each snapshot is copied as well, and stays here as long as --keep says; its copy stays
 as long as --copy-keep says, and is part of no quota. Neither does the newest complete copy go by itself.")]
@@ -53,18 +57,21 @@ as long as --copy-keep says, and is part of no quota. Neither does the newest co
   rowctl policy set nightly --copy-to backup --copy-keep 90d
   rowctl policy set nightly --no-copy")]
     Set(Set),
-    /// Give disks a policy; a disk has one at most
+    /// Give disks, or all disks of an instance, a policy; a disk has one at most
     #[command(after_help = "Examples:
   rowctl policy apply nightly data1 data2
-  rowctl policy apply nightly data1 --replace")]
+  rowctl policy apply nightly data1 --replace
+  rowctl policy apply nightly --instance web1
+
+With --instance all disks that the instance has at each time are snapshotted at one instant, as one
+group, at the policy's level; disks that join the instance later too. Such a group goes with all of
+its snapshots or stays with all of them. When one of its disks cannot be snapshotted, none is.")]
     Apply(Apply),
-    /// Take their policy from disks; the snapshots they have stay as long as they would have
-    #[command(after_help = "Example:\n  rowctl policy cancel data1 data2")]
-    Cancel {
-        /// Names or ids
-        #[arg(required = true, value_name = "DISK")]
-        disks: Vec<String>,
-    },
+    /// Take their policy from disks or instances; the snapshots they have stay as long as they would have
+    #[command(after_help = "Examples:
+  rowctl policy cancel data1 data2
+  rowctl policy cancel --instance web1")]
+    Cancel(Cancel),
     /// List policies, and what of them stands still
     #[command(
         visible_alias = "ls",
@@ -97,10 +104,11 @@ as long as --copy-keep says, and is part of no quota. Neither does the newest co
     /// Agree to what stands still: removals of a disk, or a clock that was set
     #[command(after_help = "Examples:
   rowctl policy resume data1        the snapshots that have had their time may go, however many
+  rowctl policy resume --instance web1      the same of the groups of an instance
   rowctl policy resume              the clock is right
 
-When more than ten and more than half of the automatic snapshots of a disk would go at once, none
-does until somebody agrees. When the clock goes back by more than 5 minutes or ahead by more than
+When more than ten and more than half of the automatic snapshots of a disk, or of the groups of an
+instance, would go at once, none does until somebody agrees. When the clock goes back by more than 5 minutes or ahead by more than
 25 hours, nothing is made or removed until it is right again or somebody says that it is.")]
     Resume(Resume),
 }
@@ -126,6 +134,9 @@ pub struct Create {
     /// How long the copies stay, in the words of --keep [default: as the snapshots]
     #[arg(long, value_name = "KEEP", requires = "copy_to")]
     copy_keep: Option<Keep>,
+    /// Begin runs up to so long after their times: 10m, 1h
+    #[arg(long, value_name = "TIME")]
+    jitter: Option<Every>,
     #[arg(long, default_value = "", hide_default_value = true)]
     description: String,
     /// Given to each snapshot; may be given several times
@@ -198,6 +209,9 @@ struct Change {
     /// Copy no more; the copies there are stay as long as they would have
     #[arg(long, conflicts_with_all = ["copy_to", "copy_keep"])]
     no_copy: bool,
+    /// Begin runs up to so long after their times; 0s: at their times
+    #[arg(long, value_name = "TIME")]
+    jitter: Option<Every>,
     #[arg(long)]
     description: Option<String>,
     /// All tags of the snapshots, in place of those before; may be given several times
@@ -213,11 +227,24 @@ pub struct Apply {
     /// Name or id
     policy: String,
     /// Names or ids
-    #[arg(required = true, value_name = "DISK")]
+    #[arg(required_unless_present = "instances", value_name = "DISK")]
     disks: Vec<String>,
+    /// All disks of this instance, together; may be given several times
+    #[arg(long = "instance", value_name = "INSTANCE")]
+    instances: Vec<String>,
     /// Although a disk has another policy
     #[arg(long)]
     replace: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Cancel {
+    /// Names or ids
+    #[arg(required_unless_present = "instances", value_name = "DISK")]
+    disks: Vec<String>,
+    /// The policy of this instance; may be given several times
+    #[arg(long = "instance", value_name = "INSTANCE")]
+    instances: Vec<String>,
 }
 
 #[derive(Args, Debug)]
@@ -232,6 +259,9 @@ pub struct Delete {
 pub struct Resume {
     /// Name or id, of a deleted disk its id; left out: the clock
     disk: Option<String>,
+    /// Removals of groups of this instance
+    #[arg(long, conflicts_with = "disk")]
+    instance: Option<String>,
     #[command(flatten)]
     consent: Consent,
 }
@@ -265,6 +295,16 @@ impl From<CatchUp> for PolicyCatchUp {
             CatchUp::None => PolicyCatchUp::None,
             CatchUp::Once => PolicyCatchUp::Once,
         }
+    }
+}
+
+/// Says so when a disk is to take automatic snapshots with it, and nothing makes any.
+pub fn warn_without(disk: &Disk, context: &Context) {
+    if disk.delete_auto_snapshot && disk.policy.is_none() {
+        context.output.remark(&format!(
+            "{0} has no policy, so there will be no automatic snapshots to go with it: rowctl policy apply POLICY {0}",
+            disk.name
+        ));
     }
 }
 
@@ -309,15 +349,29 @@ pub fn run(verb: Verb, context: &Context) -> Result<Outcome> {
     match verb {
         Verb::Create(args) => create(args, &mut client, context)?,
         Verb::Set(args) => set(args, &mut client, context)?,
-        Verb::Apply(Apply { policy, disks, replace }) => {
+        Verb::Apply(Apply { policy, disks, instances, replace }) => {
             let policy = show(&mut client, policy)?.id;
-            each(&disks, context, |disk| {
-                let policy = policy.clone();
-                client.call(&PolicyApply { policy, disk, replace })
+            each(&disks, &instances, context, |one| match one {
+                One::Disk(disk) => {
+                    let policy = policy.clone();
+                    client.call(&PolicyApply { policy, disk, replace }).map(|disk| vec![disk])
+                }
+                One::Instance(instance) => {
+                    let policy = Some(policy.clone());
+                    let ask = PolicyInstance { instance, policy, replace };
+                    let done = client.call(&ask)?;
+                    disks_of(&done, &mut client)
+                }
             })?;
         }
-        Verb::Cancel { disks } => {
-            each(&disks, context, |disk| client.call(&PolicyCancel { disk }))?;
+        Verb::Cancel(Cancel { disks, instances }) => {
+            each(&disks, &instances, context, |one| match one {
+                One::Disk(disk) => client.call(&PolicyCancel { disk }).map(|disk| vec![disk]),
+                One::Instance(instance) => {
+                    let done = client.call(&PolicyInstance { instance, ..Default::default() })?;
+                    disks_of(&done, &mut client)
+                }
+            })?;
         }
         Verb::List { filter } => {
             let mut found = client.call(&PolicyList {})?;
@@ -352,6 +406,7 @@ fn create(args: Create, client: &mut Client, context: &Context) -> Result<()> {
         description: args.description,
         copy_to: args.copy_to,
         copy_keep: args.copy_keep.map(|keep| keep.0),
+        jitter: args.jitter.map_or(0, |time| time.0),
     };
     let made = client.call(&request)?;
     print(&made, context)?;
@@ -361,7 +416,7 @@ fn create(args: Create, client: &mut Client, context: &Context) -> Result<()> {
 
 fn set(args: Set, client: &mut Client, context: &Context) -> Result<()> {
     let Change { name, schedule, keep, consistency, catch_up, description, .. } = args.change;
-    let Change { tags, no_tags, copy_to, copy_keep, no_copy, .. } = args.change;
+    let Change { tags, no_tags, copy_to, copy_keep, no_copy, jitter, .. } = args.change;
     let tags: Tags = tags.into_iter().collect();
     let (schedule, timezone) = schedule.parts();
     let request = PolicySet {
@@ -377,26 +432,48 @@ fn set(args: Set, client: &mut Client, context: &Context) -> Result<()> {
         copy_to,
         copy_keep: copy_keep.map(|keep| keep.0),
         no_copy,
+        jitter: jitter.map(|time| time.0),
     };
     let nothing = PolicySet { policy: request.policy.clone(), ..PolicySet::default() };
     if request == nothing {
         return Err(Failure::invalid("nothing is to be changed")
-            .hint("say what: --at, --cron, --every, --timezone, --keep, --copy-to, --tag, --consistency, --catch-up, --name"));
+            .hint("say what: --at, --cron, --every, --timezone, --keep, --copy-to, --tag, --consistency, --catch-up, --jitter, --name"));
     }
     print(&client.call(&request)?, context)
 }
 
-/// Does something to each disk, whatever comes of the others.
+/// What has a policy.
+enum One {
+    Disk(String),
+    Instance(String),
+}
+
+/// The disks of an instance, as they are now.
+fn disks_of(instance: &Instance, client: &mut Client) -> Result<Vec<Disk>> {
+    let ids: Vec<&str> = instance.disks.iter().map(|disk| disk.id.as_str()).collect();
+    let mut disks = client.call(&DiskList {})?.disks;
+    disks.retain(|disk| ids.contains(&disk.id.as_str()));
+    Ok(disks)
+}
+
+/// Does something to each disk and instance, whatever comes of the others; shows the disks that are concerned.
 fn each(
     disks: &[String],
+    instances: &[String],
     context: &Context,
-    mut act: impl FnMut(String) -> Result<Disk>,
+    mut act: impl FnMut(One) -> Result<Vec<Disk>>,
 ) -> Result<()> {
     let (mut done, mut failed): (Vec<Disk>, Vec<(&str, Failure)>) = (Vec::new(), Vec::new());
-    for disk in disks {
-        match act(disk.clone()) {
-            Ok(disk) => done.push(disk),
-            Err(failure) => failed.push((disk, failure)),
+    let disks = disks.iter().map(|name| (name, One::Disk(name.clone())));
+    let instances = instances.iter().map(|name| (name, One::Instance(name.clone())));
+    for (name, one) in disks.chain(instances) {
+        let is_instance = matches!(one, One::Instance(_));
+        match act(one) {
+            Ok(disks) if disks.is_empty() && is_instance => {
+                context.output.remark(&format!("instance {name} has no disks now"));
+            }
+            Ok(disks) => done.extend(disks),
+            Err(failure) => failed.push((name, failure)),
         }
     }
     let id = |disk: &Disk| disk.id.clone();
@@ -404,12 +481,20 @@ fn each(
         let mut columns =
             Columns::new(&[Heading::Left("DISK"), Heading::Left("ID"), Heading::Left("POLICY")]);
         for disk in &done {
-            let policy = disk.policy.as_ref().map_or("none", |policy| policy.name.as_str());
+            let policy = disk.policy.as_ref().map_or_else(|| "none".to_owned(), of_disk);
             columns.row([disk.name.clone().into(), disk.id.clone().into(), policy.into()]);
         }
         columns.render(output)
     })?;
     all_or(failed)
+}
+
+/// The policy of a disk: `nightly`, or `nightly (instance web1)`.
+pub fn of_disk(policy: &DiskPolicy) -> String {
+    match &policy.instance {
+        None => policy.name.clone(),
+        Some(instance) => format!("{} (instance {instance})", policy.name),
+    }
 }
 
 /// One failure that tells all of them.
@@ -441,28 +526,41 @@ fn delete(args: Delete, client: &mut Client, context: &Context) -> Result<()> {
     };
     confirm(args.consent.yes, &format!("delete policy {}{without}", policy.name))?;
     let done = client.call(&PolicyDelete { policy: policy.id })?;
+    let disks = done.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ");
     context.output.object(&done, &done.id, |_| match done.disks.len() {
         0 => format!("policy {} is deleted", done.name),
         _ => format!(
-            "policy {} is deleted; no snapshots of {} are made any more, those there are stay as long as they would \
-             have",
+            "policy {} is deleted; no snapshots of {disks} are made any more, those there are stay as long as they \
+             would have",
             done.name,
-            done.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ")
         ),
-    })
+    })?;
+    if !done.disks.is_empty() {
+        context.output.remark(&format!(
+            "what matters should have a policy: rowctl policy apply POLICY {}",
+            disks.replace(", ", " ")
+        ));
+    }
+    Ok(())
 }
 
 fn resume(args: Resume, client: &mut Client, context: &Context) -> Result<()> {
-    let what = match &args.disk {
-        Some(disk) => format!("remove all automatic snapshots of {disk} that have had their time"),
-        None => "go on with policies, the clock being right".to_owned(),
+    let what = match (&args.disk, &args.instance) {
+        (Some(disk), _) => {
+            format!("remove all automatic snapshots of {disk} that have had their time")
+        }
+        (None, Some(instance)) => {
+            format!("remove all automatic groups of instance {instance} that have had their time")
+        }
+        (None, None) => "go on with policies, the clock being right".to_owned(),
     };
     confirm(args.consent.yes, &what)?;
-    let by_disk = args.disk.is_some();
-    let done = client.call(&PolicyResume { disk: args.disk })?;
-    context.output.object(&done, "", |_| match by_disk {
-        true => format!("{} snapshots and copies are removed", done.removed),
-        false => "policies go on".to_owned(),
+    let (by_disk, by_instance) = (args.disk.is_some(), args.instance.is_some());
+    let done = client.call(&PolicyResume { disk: args.disk, instance: args.instance })?;
+    context.output.object(&done, "", |_| match (by_disk, by_instance) {
+        (true, _) => format!("{} snapshots and copies are removed", done.removed),
+        (_, true) => format!("{} groups are removed", done.removed),
+        (false, false) => "policies go on".to_owned(),
     })
 }
 

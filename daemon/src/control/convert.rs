@@ -75,7 +75,10 @@ pub(super) fn disk(info: DiskInfo) -> proto::Disk {
         attachment: info.attachment.map(attachment),
         encrypted: info.encrypted,
         locked: info.locked,
-        policy: info.policy.map(|(id, name)| proto::DiskPolicy { id: id.to_string(), name }),
+        policy: info.policy.map(|(id, name)| {
+            let (id, instance) = (id.to_string(), info.policy_instance);
+            proto::DiskPolicy { id, name, instance }
+        }),
         delete_auto_snapshot: info.delete_auto,
         protected: info.protected,
         filling: info.filling.map(filling),

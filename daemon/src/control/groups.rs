@@ -102,7 +102,12 @@ pub(super) fn group(info: GroupInfo) -> proto::Group {
         proto::GroupMember { disk_id, disk_name, snapshot_id, snapshot: found.map(snapshot) }
     };
     let sizes = info.members.iter().filter_map(|member| Some(member.snapshot.as_ref()?.size));
+    let made = info.automatic;
     proto::Group {
+        policy_id: made.as_ref().map(|made| made.automatic.policy.to_string()),
+        instance_id: made.as_ref().map(|made| made.instance.to_string()),
+        scheduled_at: made.as_ref().map(|made| Time::from_unix(made.automatic.slot)),
+        expires_at: made.and_then(|made| made.expires_at).map(Time::from_unix),
         total_size: sizes.sum(),
         id: info.id.to_string(),
         name: info.name,

@@ -137,6 +137,7 @@ pub(super) fn call(
         Method::PolicyDelete => ask.serve(policies::delete),
         Method::PolicyApply => ask.serve(policies::apply),
         Method::PolicyCancel => ask.serve(policies::cancel),
+        Method::PolicyInstance => ask.serve(policies::instance),
         Method::PolicyPreview => ask.serve(policies::preview),
         Method::PolicyResume => ask.serve(policies::resume),
         Method::TrashList => ask.reply(trash::list),

@@ -62,7 +62,7 @@ pub(super) fn remove(
     Ok(proto::InstanceRemoved { id: id.to_string(), name, disks })
 }
 
-fn instance(info: InstanceInfo) -> proto::Instance {
+pub(super) fn instance(info: InstanceInfo) -> proto::Instance {
     let disk = |(id, name): (DiskId, String)| proto::InstanceDisk { id: id.to_string(), name };
     proto::Instance {
         id: info.id.to_string(),
@@ -72,5 +72,6 @@ fn instance(info: InstanceInfo) -> proto::Instance {
         qga: info.agent,
         disks: info.disks.into_iter().map(disk).collect(),
         tags: info.tags,
+        policy: info.policy.map(|(id, name)| proto::InstancePolicy { id: id.to_string(), name }),
     }
 }

@@ -15,7 +15,7 @@ use crate::engine::api::policy::{
 use crate::error::{Error, Result};
 use crate::policy::retention::Reason;
 use crate::policy::{CopyPruned, Policies, Pruned};
-use crate::units::{DiskId, PolicyId};
+use crate::units::{DiskId, InstanceId, PolicyId};
 
 /// Runs that a preview tells unless the client asks for more.
 const RUNS_DEFAULT: u32 = 5;
@@ -36,6 +36,7 @@ pub(super) fn create(
         consistency: level(ask.consistency),
         catch_up: catch_up(ask.catch_up),
         copy: first_rule(ask.copy_to, ask.copy_keep, &wanted)?,
+        jitter: ask.jitter,
     };
     services.policies.create(by, spec).map(|made| policy(&services.policies, made))
 }
@@ -70,6 +71,7 @@ pub(super) fn set(services: &Services, by: Actor, ask: proto::PolicySet) -> Resu
         consistency: ask.consistency.map(level),
         catch_up: ask.catch_up.map(catch_up),
         copy,
+        jitter: ask.jitter,
     };
     services.policies.change(by, &id, change).map(|made| policy(&services.policies, made))
 }
@@ -80,9 +82,10 @@ pub(super) fn delete(
     ask: proto::PolicyDelete,
 ) -> Result<proto::PolicyDeleted> {
     let id = resolve::policy(&services.engine, &ask.policy)?;
-    let name = services.engine.policy(&id)?.spec.name;
+    let PolicyInfo { spec, instances, .. } = services.engine.policy(&id)?;
     let disks = services.policies.delete(by, &id)?.into_iter().map(policy_disk).collect();
-    Ok(proto::PolicyDeleted { id: id.to_string(), name, disks })
+    let instances = instances.into_iter().map(owner).collect();
+    Ok(proto::PolicyDeleted { id: id.to_string(), name: spec.name, disks, instances })
 }
 
 pub(super) fn apply(
@@ -102,6 +105,27 @@ pub(super) fn cancel(
 ) -> Result<proto::Disk> {
     let of = resolve::disk(&services.engine, &ask.disk)?;
     services.engine.policy_cancel(by, &of).map(disk)
+}
+
+pub(super) fn instance(
+    services: &Services,
+    by: Actor,
+    ask: proto::PolicyInstance,
+) -> Result<proto::Instance> {
+    let engine = &services.engine;
+    let of = resolve::instance(engine, &ask.instance)?;
+    let done = match ask.policy {
+        Some(policy) => {
+            let id = resolve::policy(engine, &policy)?;
+            services.policies.apply_instance(by, &id, &of, ask.replace)?
+        }
+        None if ask.replace => {
+            return Err(Error::invalid("to take a policy away replaces none")
+                .hint("leave `replace` out, or name a policy"));
+        }
+        None => engine.policy_cancel_instance(by, &of)?,
+    };
+    Ok(super::instances::instance(done))
 }
 
 pub(super) fn preview(
@@ -139,6 +163,19 @@ pub(super) fn resume(
     by: Actor,
     ask: proto::PolicyResume,
 ) -> Result<proto::PolicyResumed> {
+    if let Some(name) = ask.instance {
+        if ask.disk.is_some() {
+            return Err(Error::invalid("a disk or an instance, not both"));
+        }
+        // One that is gone is known by its id.
+        let gone = InstanceId::from(name.as_str());
+        let of = match resolve::instance(&services.engine, &name) {
+            Err(_) if services.engine.is_held(gone.as_str()) => gone,
+            found => found?,
+        };
+        let removed = services.policies.resume_instance(by, &of)?;
+        return Ok(proto::PolicyResumed { removed });
+    }
     // A disk that is gone is known by its id.
     let of = ask.disk.map(|name| resolve::chain(&services.engine, &name)).transpose()?;
     let removed = services.policies.resume(by, of.as_ref())?;
@@ -231,10 +268,14 @@ fn policy_disk((id, name): (DiskId, String)) -> proto::PolicyDisk {
     proto::PolicyDisk { id: id.to_string(), name }
 }
 
+fn owner((id, name): (InstanceId, String)) -> proto::PolicyOwner {
+    proto::PolicyOwner { id: id.to_string(), name }
+}
+
 fn policy(policies: &Policies, info: PolicyInfo) -> proto::Policy {
     let next_run_at = policies.next_run(&info).map(Time::from_unix);
     let PolicySpec { name, description, schedule, zone, keep, tags, .. } = info.spec;
-    let PolicySpec { consistency: level, catch_up, copy, .. } = info.spec;
+    let PolicySpec { consistency: level, catch_up, copy, jitter, .. } = info.spec;
     let copy =
         copy.map(|CopyRule { repo, keep }| proto::PolicyCopy { repo, keep: told_keep(keep) });
     let run = |LastRun { slot, at, made, skipped }| proto::PolicyRun {
@@ -258,6 +299,8 @@ fn policy(policies: &Policies, info: PolicyInfo) -> proto::Policy {
             CatchUp::Once => proto::PolicyCatchUp::Once,
         },
         copy,
+        jitter,
+        instances: info.instances.into_iter().map(owner).collect(),
         disks: info.disks.into_iter().map(policy_disk).collect(),
         next_run_at,
         last_run: info.last_run.map(run),

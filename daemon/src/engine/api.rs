@@ -98,6 +98,8 @@ pub struct InstanceInfo {
     /// By name.
     pub disks: Vec<(DiskId, String)>,
     pub tags: Tags,
+    /// The policy that makes groups of all its disks.
+    pub policy: Option<(PolicyId, String)>,
 }
 
 /// How to make a snapshot.
@@ -177,6 +179,8 @@ pub struct GroupInfo {
     pub created_at: u64,
     pub members: Vec<MemberInfo>,
     pub tags: Tags,
+    /// What made it, if that was the policy of an instance.
+    pub automatic: Option<policy::AutomaticGroup>,
 }
 
 #[derive(Clone, Debug)]
@@ -272,6 +276,8 @@ pub struct DiskInfo {
     pub instance: (InstanceId, String),
     /// The policy that makes its automatic snapshots.
     pub policy: Option<(PolicyId, String)>,
+    /// The instance whose policy that is, if it is not the disk's own.
+    pub policy_instance: Option<String>,
     /// Its automatic snapshots go with it.
     pub delete_auto: bool,
     pub tags: Tags,

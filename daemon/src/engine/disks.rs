@@ -41,6 +41,7 @@ impl Engine {
         spec: DiskSpec,
         source: Option<Source>,
     ) -> Result<DiskInfo> {
+        check_tags(&spec.tags)?;
         let _shape = self.shape.lock();
         self.check_new_disk_name(&spec.name)?;
         let instance = spec.instance.as_ref().map(|id| self.owner(id)).transpose()?.flatten();
@@ -78,6 +79,7 @@ impl Engine {
             policy: spec.policy.map(|id| self.applied(id)).transpose()?,
             delete_auto: spec.delete_auto,
         };
+        self.check_one_policy(&disk)?;
         let disk = NewDisk { disk, parent, key };
         if source.as_ref().is_some_and(|source| source.lazy) {
             // An older rowd must not take what is not fetched for zeros.
@@ -183,6 +185,7 @@ impl Engine {
         disk.delete_auto = change.delete_auto.unwrap_or(disk.delete_auto);
         if let Some(instance) = change.instance {
             disk.instance = self.owner(&instance)?;
+            self.check_one_policy(&disk)?;
         }
         let message = format!("disk {} changed", disk.name);
         self.update_disk(by, disk, "disk.set", message)?;
@@ -411,13 +414,21 @@ pub(super) fn change_tags(tags: &mut Tags, set: &Tags, remove: &[String]) -> Res
     }
     tags.extend(set.iter().map(|(key, value)| (key.clone(), value.clone())));
     if tags.len() > TAGS_MAX {
-        return Err(Error::new(ErrorKind::Quota, format!("more than {TAGS_MAX} tags")));
+        return Err(too_many_tags());
     }
     Ok(())
 }
 
+fn too_many_tags() -> Error {
+    Error::new(ErrorKind::Quota, format!("more than {TAGS_MAX} tags"))
+        .hint("remove some that are no longer used: `rowctl tag remove`")
+}
+
 /// Checks the tags of a new object.
 pub(super) fn check_tags(tags: &Tags) -> Result<()> {
+    if tags.len() > TAGS_MAX {
+        return Err(too_many_tags());
+    }
     for (key, value) in tags {
         let fits = |text: &str| text.chars().count() <= TAG_CHARACTERS_MAX;
         if key.is_empty() || !fits(key) || !fits(value) {

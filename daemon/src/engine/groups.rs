@@ -3,7 +3,8 @@
 //! Invariants: a group is one journal record, appended while the views of all its disks are locked: a
 //! write that was sent after another was answered is in no group that lacks the other. A rollback of
 //! several disks is one record too: all of them go back, or none.
-//! Absent: freezing of file systems; members are snapshots like any other and know nothing of their group.
+//! Absent: freezing of file systems; groups by policies of instances (`policy_groups.rs`); members are snapshots like any
+//! other, and only those that policies have made know their group.
 
 use std::collections::BTreeMap;
 
@@ -92,6 +93,7 @@ impl Engine {
             created_at: at,
             members: cuts.iter().map(member).collect(),
             tags: spec.tags,
+            automatic: None,
         };
         Ok(Plan { group, cuts })
     }
@@ -127,7 +129,8 @@ impl Engine {
         for snapshot in &snapshots {
             self.opened.lock().remove(snapshot);
         }
-        self.change(by, Op::GroupDelete { id: id.clone(), snapshots }, message)?;
+        let op = Op::GroupDelete { id: id.clone(), snapshots, kind: None };
+        self.change(by, op, message)?;
         Ok(count)
     }
 
@@ -261,7 +264,7 @@ impl Engine {
     }
 
     /// The disks of a new group, checked.
-    fn group_disks(&self, spec: &GroupSpec) -> Result<Vec<DiskRecord>> {
+    pub(super) fn group_disks(&self, spec: &GroupSpec) -> Result<Vec<DiskRecord>> {
         let disks = self.disks_asked_for(spec)?;
         if disks.len() > DISKS_MAX {
             let count = disks.len();
@@ -402,7 +405,7 @@ impl Engine {
         Ok(pairs)
     }
 
-    fn group_record(&self, id: &GroupId) -> Result<GroupRecord> {
+    pub(super) fn group_record(&self, id: &GroupId) -> Result<GroupRecord> {
         let found = self.catalogue.read().groups.get(id).cloned();
         found.ok_or_else(|| {
             Error::not_found(format!("no group {id}")).hint("see `rowctl group list`")
@@ -416,14 +419,14 @@ impl Engine {
             snapshot: self.snapshot(&snapshot).ok(),
             snapshot_id: snapshot,
         };
-        let GroupRecord { id, name, description, created_at, members, tags } = record;
+        let GroupRecord { id, name, description, created_at, members, tags, automatic } = record;
         let members = members.into_iter().map(member).collect();
-        GroupInfo { id, name, description, created_at, members, tags }
+        GroupInfo { id, name, description, created_at, members, tags, automatic }
     }
 }
 
 /// A group that the pool could not keep. What the caller can change keeps its own kind.
-fn not_made(error: Error) -> Error {
+pub(super) fn not_made(error: Error) -> Error {
     use ErrorKind::{Corrupt, Internal, Io, Stopped};
     match error.kind() {
         Io | Stopped | Corrupt | Internal => {

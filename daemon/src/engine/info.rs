@@ -263,6 +263,10 @@ impl Engine {
         let catalogue = self.catalogue.read();
         let kept = catalogue.counts_of(&record.id).kept() as u64;
         let instance = catalogue.instance_of(&record);
+        let (policy, policy_instance) = match catalogue.policy_of(&record) {
+            Some((applied, of)) => (catalogue.policy_name(&applied.id), of.map(|one| one.name)),
+            None => (None, None),
+        };
         let origin = record.origin.map(|id| {
             let exists = catalogue.snapshots.contains_key(&id);
             (id, exists)
@@ -270,10 +274,6 @@ impl Engine {
         let image = record.image.map(|id| {
             let name = catalogue.images.get(&id).map(|image| image.name.clone());
             (id, name)
-        });
-        let policy = record.policy.and_then(|applied| {
-            let policy = catalogue.policies.get(&applied.id)?;
-            Some((applied.id, policy.spec.name.clone()))
         });
         let sealing = self.sealing(&catalogue, record.tree);
         Ok(DiskInfo {
@@ -294,6 +294,7 @@ impl Engine {
             snapshot_count: kept,
             instance: (instance.id, instance.name),
             policy,
+            policy_instance,
             delete_auto: record.delete_auto,
             tags: record.tags,
             attachment,

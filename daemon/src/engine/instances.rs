@@ -31,16 +31,17 @@ impl Catalogue {
             created_at: 0,
             agent: None,
             tags: Tags::new(),
+            policy: None,
         })
     }
 
     /// The instance that has a disk.
-    pub(super) fn instance_of(&self, disk: &DiskRecord) -> InstanceRecord {
+    pub fn instance_of(&self, disk: &DiskRecord) -> InstanceRecord {
         let other = disk.instance.as_ref().and_then(|id| self.instances.get(id));
         other.cloned().unwrap_or_else(|| self.local())
     }
 
-    fn instance(&self, id: &InstanceId) -> Option<InstanceRecord> {
+    pub(super) fn instance(&self, id: &InstanceId) -> Option<InstanceRecord> {
         match id.as_str() {
             LOCAL_ID => Some(self.local()),
             _ => self.instances.get(id).cloned(),
@@ -91,6 +92,7 @@ impl Engine {
             created_at: now(),
             agent,
             tags: spec.tags,
+            policy: None,
         };
         let (id, message) = (instance.id.clone(), format!("instance {} added", instance.name));
         self.change(by, Op::InstanceAdd { instance }, message)?;
@@ -171,6 +173,9 @@ impl Engine {
             0 => format!("instance {} removed", instance.name),
             count => format!("instance {} removed, its {count} disks are local", instance.name),
         };
+        for disk in &disks {
+            self.check_one_policy(&DiskRecord { instance: None, ..disk.clone() })?;
+        }
         let disks: Vec<DiskId> = disks.into_iter().map(|disk| disk.id).collect();
         let count = disks.len() as u64;
         self.change(by, Op::InstanceRemove { id: id.clone(), disks }, message)?;
@@ -182,10 +187,11 @@ impl Engine {
     pub fn instance(&self, id: &InstanceId) -> Result<InstanceInfo> {
         let record = self.instance_record(id)?;
         let disks = self.catalogue.read().disks_of_instance(id);
-        let InstanceRecord { id, name, description, created_at, agent, tags } = record;
+        let InstanceRecord { id, name, description, created_at, agent, tags, policy } = record;
         let created_at = Some(created_at).filter(|at| *at > 0);
         let disks = disks.into_iter().map(|disk| (disk.id, disk.name)).collect();
-        Ok(InstanceInfo { id, name, description, created_at, agent, disks, tags })
+        let policy = policy.and_then(|applied| self.catalogue.read().policy_name(&applied.id));
+        Ok(InstanceInfo { id, name, description, created_at, agent, disks, tags, policy })
     }
 
     /// This host first, then the others by name.
@@ -249,7 +255,7 @@ impl Engine {
         self.instance(&id)
     }
 
-    fn instance_record(&self, id: &InstanceId) -> Result<InstanceRecord> {
+    pub(super) fn instance_record(&self, id: &InstanceId) -> Result<InstanceRecord> {
         let found = self.catalogue.read().instance(id);
         found.ok_or_else(|| {
             Error::not_found(format!("no instance {id}")).hint("see `rowctl instance list`")

@@ -31,6 +31,8 @@ pub mod meters;
 mod names;
 pub mod policies;
 mod policy_copies;
+mod policy_groups;
+mod policy_instances;
 pub mod presence;
 pub mod protect;
 mod recovery;
@@ -326,7 +328,7 @@ impl Engine {
                 self.apply_cuts(catalogue, cuts, heads)?;
                 catalogue.put_group(group);
             }
-            Op::GroupDelete { id, snapshots } => {
+            Op::GroupDelete { id, snapshots, .. } => {
                 known(catalogue.remove_group(&id))?;
                 self.apply_snapshot_deletes(catalogue, &snapshots)?;
             }

@@ -1,9 +1,10 @@
 //! Verbs of policies, and the snapshots that policies make and remove.
 //!
-//! Invariants: a disk has at most one policy; what a policy makes carries the rule it was made under, so that a
-//! change of the policy touches new snapshots only; only automatic snapshots are ever removed here, and none that
-//! is in use.
-//! Absent: when a policy is due and what has had its time (`policy/`).
+//! Invariants: a disk has at most one policy, its own or that of its instance; what a policy makes carries the rule it was
+//! made under, so that a change of the policy touches new snapshots only; only automatic snapshots are ever removed here,
+//! and none that is in use.
+//! Absent: when a policy is due and what has had its time (`policy/`); policies of instances (`policy_instances.rs`) and
+//! what they make (`policy_groups.rs`).
 
 use std::collections::BTreeSet;
 
@@ -11,13 +12,15 @@ use super::api::policy::{
     AutomaticSpec, Hold, Kept, KeptOfDisk, LastRun, PolicyChange, PolicyInfo, PolicySpec,
 };
 use super::api::{Actor, Consistency, DiskInfo, SnapshotInfo};
-use super::catalogue::{Applied, Catalogue, Cut, Kind, Op, PolicyRecord, SnapshotRecord};
+use super::catalogue::{
+    Applied, Catalogue, Cut, DiskRecord, InstanceRecord, Kind, Op, PolicyRecord, SnapshotRecord,
+};
 use super::clients::Subject;
 use super::disks::check_tags;
 use super::names::{by_prefix, check_name};
 use super::{Engine, now};
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{DiskId, PolicyId, SnapshotId};
+use crate::units::{DiskId, Epoch, InstanceId, PolicyId, SnapshotId};
 
 impl Engine {
     /// Makes a policy, which no disk has yet. Its schedule has been checked.
@@ -72,7 +75,7 @@ impl Engine {
             check_tags(&tags)?;
             spec.tags = tags;
         }
-        if change.schedule.is_some() || change.zone.is_some() {
+        if change.schedule.is_some() || change.zone.is_some() || change.jitter.is_some() {
             // What the new schedule had in the past is not missed.
             policy.handled = policy.handled.max(now());
         }
@@ -86,6 +89,7 @@ impl Engine {
         spec.keep = change.keep.unwrap_or_else(|| spec.keep.clone());
         spec.consistency = change.consistency.unwrap_or(spec.consistency);
         spec.catch_up = change.catch_up.unwrap_or(spec.catch_up);
+        spec.jitter = change.jitter.unwrap_or(spec.jitter);
         let message = format!("policy {} changed", spec.name);
         self.change(by, Op::PolicyPut { policy, kind: "policy.set".to_owned() }, message)?;
         self.policy(id)
@@ -99,9 +103,10 @@ impl Engine {
     pub fn policy_delete(&self, by: Actor, id: &PolicyId) -> Result<Vec<(DiskId, String)>> {
         let _shape = self.shape.lock();
         let policy = self.policy(id)?;
-        let disks = policy.disks.iter().map(|(disk, _)| disk.clone()).collect();
+        let disks = self.policy_disks(id).into_iter().map(|(disk, ..)| disk).collect();
+        let instances = policy.instances.into_iter().map(|(instance, _)| instance).collect();
         let message = format!("policy {} deleted", policy.spec.name);
-        self.change(by, Op::PolicyDelete { id: id.clone(), disks }, message)?;
+        self.change(by, Op::PolicyDelete { id: id.clone(), disks, instances }, message)?;
         Ok(policy.disks)
     }
 
@@ -119,9 +124,22 @@ impl Engine {
         let _shape = self.shape.lock();
         let policy = self.policy_record(id)?;
         let mut record = self.record(disk)?;
-        match &record.policy {
-            Some(applied) if applied.id == *id => return self.disk(disk),
-            Some(applied) if !replace => {
+        let has = self.catalogue.read().policy_of(&record);
+        match has {
+            Some((applied, _)) if applied.id == *id => return self.disk(disk),
+            Some((applied, Some(instance))) => {
+                let other = self.policy_record(&applied.id)?.spec.name;
+                let (name, of) = (&record.name, &instance.name);
+                return Err(Error::new(
+                    ErrorKind::InUse,
+                    format!("{name} has the policy {other} with its instance {of}, and a disk has one at most"),
+                )
+                .hint(format!(
+                    "give {of} another one (`rowctl policy apply P --instance {of} --replace`), or the disk to \
+                     another instance (`rowctl disk set {name} --instance I`)"
+                )));
+            }
+            Some((applied, None)) if !replace => {
                 let other = self.policy_record(&applied.id)?.spec.name;
                 return Err(Error::new(
                     ErrorKind::InUse,
@@ -145,11 +163,19 @@ impl Engine {
         let _shape = self.shape.lock();
         let mut record = self.record(disk)?;
         if record.policy.take().is_none() {
-            return Err(Error::new(
-                ErrorKind::WrongState,
-                format!("{} has no policy", record.name),
-            )
-            .hint("see `rowctl disk list --policy any`"));
+            let name = &record.name;
+            let of_instance = self.catalogue.read().policy_of(&record).and_then(|(_, of)| of);
+            return Err(match of_instance {
+                None => Error::new(ErrorKind::WrongState, format!("{name} has no policy"))
+                    .hint("see `rowctl disk list --policy any`"),
+                Some(InstanceRecord { name: of, .. }) => Error::new(
+                    ErrorKind::WrongState,
+                    format!("the policy of {name} is that of its instance {of}"),
+                )
+                .hint(format!(
+                    "`rowctl policy cancel --instance {of}` takes it from all its disks"
+                )),
+            });
         }
         let message = format!("disk {} has no policy any more", record.name);
         self.change(
@@ -220,7 +246,7 @@ impl Engine {
             })
     }
 
-    /// The disks that have a policy, and since when.
+    /// The disks that have a policy of their own, and since when.
     #[must_use]
     pub fn policy_disks(&self, id: &PolicyId) -> Vec<(DiskId, String, u64)> {
         let catalogue = self.catalogue.read();
@@ -244,17 +270,40 @@ impl Engine {
     ///
     /// # Errors
     /// The disk is gone or cannot be used, or the pool cannot keep the snapshot.
-    pub fn automatic_create(&self, by: Actor, spec: AutomaticSpec) -> Result<SnapshotInfo> {
+    pub fn automatic_create(
+        &self,
+        by: Actor,
+        disk: &DiskId,
+        spec: AutomaticSpec,
+    ) -> Result<SnapshotInfo> {
         let _shape = self.shape.lock();
-        let disk = self.record(&spec.disk)?;
-        self.refuse_filling(&disk.id)?;
-        self.check_previous(&disk)?;
+        let disk = self.record(disk)?;
         let head = self.tree(disk.tree).next_epoch()?;
-        let name = free_name(&self.catalogue.read(), &disk.id, &spec.name, &spec.time);
-        let id = SnapshotId::random()?;
-        let message = format!("snapshot {}@{name} made by a policy", disk.name);
+        let name = {
+            let catalogue = self.catalogue.read();
+            let taken = |name: &str| catalogue.snapshot_named(&disk.id, name).is_some();
+            free_name(taken, &spec.name, &spec.time)
+        };
+        let (cut, uncopied) = self.automatic_cut(&disk, head, name, spec)?;
+        let id = cut.snapshot.id.clone();
+        let message = format!("snapshot {}@{} made by a policy", disk.name, cut.snapshot.name);
+        self.change(by, Op::SnapshotCreate(cut), message)?;
+        self.tell_uncopied(by, &id, uncopied)?;
+        self.snapshot(&id)
+    }
+
+    /// An automatic snapshot that can be made, and why it cannot be copied. The caller holds `shape`.
+    pub(super) fn automatic_cut(
+        &self,
+        disk: &DiskRecord,
+        head: Epoch,
+        name: String,
+        spec: AutomaticSpec,
+    ) -> Result<(Cut, Option<Error>)> {
+        self.refuse_filling(&disk.id)?;
+        self.check_previous(disk)?;
         let snapshot = SnapshotRecord {
-            id: id.clone(),
+            id: SnapshotId::random()?,
             name,
             description: String::new(),
             disk: disk.id.clone(),
@@ -270,16 +319,26 @@ impl Engine {
             presence: None,
         };
         // A snapshot without its copy is better than none.
-        let copy = spec.copy.map(|order| self.new_policy_copy(&disk, &snapshot, order)).transpose();
-        let (copy, trouble) = match copy {
+        let copy = spec.copy.map(|order| self.new_policy_copy(disk, &snapshot, order)).transpose();
+        let (copy, uncopied) = match copy {
             Ok(copy) => (copy, None),
-            Err(error) => (None, Some(format!("{message}, and not copied: {}", error.message()))),
+            Err(error) => (None, Some(error)),
         };
-        self.change(by, Op::SnapshotCreate(Cut { snapshot, head, copy }), message)?;
-        if let Some(trouble) = trouble {
-            self.note(by, "policy.uncopied", id.as_str(), trouble)?;
-        }
-        self.snapshot(&id)
+        Ok((Cut { snapshot, head, copy }, uncopied))
+    }
+
+    /// Tells why a snapshot that was made by a policy is not copied.
+    pub(super) fn tell_uncopied(
+        &self,
+        by: Actor,
+        id: &SnapshotId,
+        why: Option<Error>,
+    ) -> Result<()> {
+        let Some(why) = why else { return Ok(()) };
+        let name = self.snapshot_full_name(id)?;
+        let message =
+            format!("snapshot {name} made by a policy, and not copied: {}", why.message());
+        self.note(by, "policy.uncopied", id.as_str(), message)
     }
 
     /// Removes an automatic snapshot, unless somebody uses it; `kind` and `why` are told. Whether it is gone.
@@ -289,8 +348,8 @@ impl Engine {
     pub fn automatic_remove(&self, id: &SnapshotId, kind: &str, why: &str) -> Result<bool> {
         let _shape = self.shape.lock();
         let Ok(snapshot) = self.snapshot_record(id) else { return Ok(false) };
-        let in_use = self.held(&self.catalogue.read(), &snapshot).is_some();
-        if snapshot.kind != Kind::Auto || in_use || self.check_no_filling(&snapshot).is_err() {
+        let held = self.held(&self.catalogue.read(), &snapshot, &[]).is_some();
+        if snapshot.kind != Kind::Auto || held || self.check_no_filling(&snapshot).is_err() {
             return Ok(false);
         }
         // Held until the snapshot is gone, or a client could open it between.
@@ -307,6 +366,12 @@ impl Engine {
     /// The automatic snapshots of a disk, which may be gone.
     #[must_use]
     pub fn automatics(&self, disk: &DiskId) -> KeptOfDisk {
+        self.automatics_when(disk, &[])
+    }
+
+    /// As [`Engine::automatics`], as if each of the `renewed` disks had a newer one: so it is when it gets one.
+    #[must_use]
+    pub fn automatics_when(&self, disk: &DiskId, renewed: &[DiskId]) -> KeptOfDisk {
         let catalogue = self.catalogue.read();
         let kept = |snapshot: &SnapshotRecord| {
             let automatic = snapshot.automatic.as_ref().filter(|_| snapshot.kind == Kind::Auto)?;
@@ -316,7 +381,7 @@ impl Engine {
                 created_at: snapshot.created_at,
                 expires_at: snapshot.expires_at,
                 automatic: automatic.clone(),
-                held: self.held(&catalogue, snapshot),
+                held: self.held(&catalogue, snapshot, renewed),
             })
         };
         KeptOfDisk {
@@ -354,8 +419,26 @@ impl Engine {
         disks
     }
 
-    /// Why an automatic snapshot cannot go.
-    fn held(&self, catalogue: &Catalogue, snapshot: &SnapshotRecord) -> Option<String> {
+    /// Why an automatic snapshot cannot go: one that was made with others goes with them.
+    fn held(
+        &self,
+        catalogue: &Catalogue,
+        snapshot: &SnapshotRecord,
+        renewed: &[DiskId],
+    ) -> Option<String> {
+        let group = snapshot.automatic.as_ref().and_then(|automatic| automatic.group.as_ref());
+        match group.and_then(|id| catalogue.groups.get(id)) {
+            Some(group) => self.group_held(catalogue, group, renewed),
+            None => self.in_use(catalogue, snapshot),
+        }
+    }
+
+    /// Why a snapshot cannot go, whatever becomes of those made with it.
+    pub(super) fn in_use(
+        &self,
+        catalogue: &Catalogue,
+        snapshot: &SnapshotRecord,
+    ) -> Option<String> {
         if let Some(disk) = catalogue.made_from(&snapshot.id).first() {
             let name = catalogue.disks.get(disk).map_or(disk.as_str(), |disk| disk.name.as_str());
             return Some(format!("disk {name} was made from it"));
@@ -423,7 +506,7 @@ impl Engine {
         Ok(true)
     }
 
-    fn policy_record(&self, id: &PolicyId) -> Result<PolicyRecord> {
+    pub(super) fn policy_record(&self, id: &PolicyId) -> Result<PolicyRecord> {
         let found = self.catalogue.read().policies.get(id).cloned();
         found.ok_or_else(|| {
             Error::not_found(format!("no policy {id}")).hint("see `rowctl policy list`")
@@ -441,18 +524,29 @@ impl Engine {
 }
 
 fn policy_info(catalogue: &Catalogue, record: PolicyRecord) -> PolicyInfo {
+    let instances = catalogue.instances.values();
     let has = |applied: &Applied| applied.id == record.id;
-    let having = catalogue.disks.values().filter(|disk| disk.policy.as_ref().is_some_and(has));
+    let mut instances: Vec<(InstanceId, String)> = instances
+        .filter(|one| one.policy.as_ref().is_some_and(has))
+        .map(|one| (one.id.clone(), one.name.clone()))
+        .collect();
+    instances.sort_by(|a, b| a.1.cmp(&b.1));
+    let having = catalogue.disks.values().filter(|disk| match &disk.policy {
+        Some(own) => has(own),
+        None => {
+            !instances.is_empty()
+                && catalogue.policy_of(disk).is_some_and(|(applied, _)| has(&applied))
+        }
+    });
     let mut disks: Vec<(DiskId, String)> =
         having.map(|disk| (disk.id.clone(), disk.name.clone())).collect();
     disks.sort_by(|a, b| a.1.cmp(&b.1));
     let PolicyRecord { id, created_at, spec, handled, last_run, last_success } = record;
-    PolicyInfo { id, created_at, spec, handled, disks, last_run, last_success }
+    PolicyInfo { id, created_at, spec, handled, disks, instances, last_run, last_success }
 }
 
-/// A name that no snapshot of the disk has: with the time where the day alone is taken.
-fn free_name(catalogue: &Catalogue, disk: &DiskId, day: &str, time: &str) -> String {
-    let taken = |name: &str| catalogue.snapshot_named(disk, name).is_some();
+/// A name that is not taken: with the time where the day alone is.
+pub(super) fn free_name(taken: impl Fn(&str) -> bool, day: &str, time: &str) -> String {
     if !taken(day) {
         return day.to_owned();
     }

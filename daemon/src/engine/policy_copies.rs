@@ -39,7 +39,8 @@ impl Engine {
             name: format!("{}@{}", disk.name, snapshot.name),
             created_at: snapshot.created_at,
             expires_at,
-            automatic: super::api::policy::Automatic { counts, ..automatic },
+            // A copy goes alone, by a rule of its own.
+            automatic: super::api::policy::Automatic { counts, group: None, ..automatic },
             complete: false,
         })
     }

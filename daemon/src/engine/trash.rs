@@ -87,6 +87,10 @@ impl Engine {
                 policy.since = now();
             }
             disk.instance = disk.instance.filter(|id| catalogue.instances.contains_key(id));
+            // That of its instance counts, if that has one by now.
+            if catalogue.instance_of(&disk).policy.is_some() {
+                disk.policy = None;
+            }
         }
         let parent = Some(disk.head);
         disk.head = self.tree(disk.tree).next_epoch()?;

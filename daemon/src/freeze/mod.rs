@@ -19,6 +19,7 @@ pub mod kernel;
 pub mod local;
 pub mod mounts;
 mod operation;
+mod plan;
 pub mod provider;
 pub mod qga;
 pub mod record;
@@ -39,7 +40,6 @@ use parking_lot::Mutex;
 
 use crate::engine::Engine;
 use crate::engine::api::{Actor, Consistency, GroupInfo, GroupSpec, SnapshotInfo, SnapshotSpec};
-use crate::engine::instances::LOCAL;
 use crate::error::{Error, ErrorKind, Result};
 use crate::histogram::Histogram;
 use crate::units::DiskId;
@@ -49,6 +49,7 @@ use discover::{DiskUse, Wanted, discover};
 use guest::Guest;
 use local::{Breaker, Local, Setup};
 use operation::{Made, Operation};
+use plan::{Plan, disk_use};
 use provider::{Provider, Target};
 use record::Record;
 use report::{Phase, Report};
@@ -279,14 +280,28 @@ impl Freezer {
         engine.group_check(&spec)?;
         let chosen = engine.group_choice(&spec)?;
         let _making = engine.snapshot_begins(&chosen, false)?;
+        let of = (&chosen[..], spec.name.clone());
+        self.group_around(engine, by, of, (level, options), || engine.group_create(by, spec))
+    }
+
+    /// Freezes disks around a cut that makes a group of them, whose name is known or not.
+    ///
+    /// # Errors
+    /// As [`Freezer::snapshot_create`].
+    pub fn group_around(
+        &self,
+        engine: &Engine,
+        by: Actor,
+        (disks, name): (&[DiskId], Option<String>),
+        (level, options): (Consistency, &Options),
+        cut: impl FnOnce() -> Result<GroupInfo>,
+    ) -> Result<(GroupInfo, Report)> {
         let disks: Vec<DiskUse> =
-            chosen.iter().map(|id| disk_use(engine, id)).collect::<Result<_>>()?;
-        let plan = Plan::new(level, disks, spec.name.clone(), true);
+            disks.iter().map(|id| disk_use(engine, id)).collect::<Result<_>>()?;
+        let plan = Plan::new(level, disks, name, true);
         let operation = self.prepare(plan, options)?;
-        let made = operation.run(
-            || engine.group_create(by, spec),
-            |made| engine.group_delete(by, &made.id, true).map(drop),
-        );
+        let made =
+            operation.run(cut, |made: GroupInfo| engine.group_delete(by, &made.id, true).map(drop));
         let Made { made, report, trouble } = made.inspect_err(|e| told_failure(engine, by, e))?;
         self.count(&report);
         let ids: Vec<_> = made.members.iter().map(|member| member.snapshot_id.clone()).collect();
@@ -540,29 +555,6 @@ fn remove_record(path: &Path) -> Result<()> {
     Record::remove(path).map_err(|e| Error::io(format!("remove {}", path.display()), &e))
 }
 
-/// What is to be made.
-#[derive(Debug)]
-struct Plan {
-    wanted: Consistency,
-    disks: Vec<DiskUse>,
-    /// As asked for; left out, it is made from the time of the cut.
-    name: Option<String>,
-    is_group: bool,
-    /// In words.
-    what: String,
-}
-
-impl Plan {
-    fn new(wanted: Consistency, disks: Vec<DiskUse>, name: Option<String>, is_group: bool) -> Plan {
-        let shown = name.as_deref().unwrap_or("(new)");
-        let what = match disks.first() {
-            Some(disk) if !is_group => format!("{}@{shown}", disk.name),
-            _ => format!("group {shown}"),
-        };
-        Plan { wanted, disks, name, is_group, what }
-    }
-}
-
 /// A limit as asked for, or as configured.
 fn within(
     what: &str,
@@ -576,12 +568,4 @@ fn within(
     }
     let (seconds, most) = (limit.as_secs(), most.as_secs());
     Err(Error::invalid(format!("a {what} limit of {seconds} s: 1 to {most} is possible")))
-}
-
-fn disk_use(engine: &Engine, id: &DiskId) -> Result<DiskUse> {
-    let info = engine.disk(id)?;
-    let pids = info.clients.iter().filter_map(|client| client.pid).collect();
-    let owner = engine.instance_of(id)?;
-    let instance = (owner.name != LOCAL).then_some((owner.name, owner.agent));
-    Ok(DiskUse { id: id.to_string(), name: info.name, pids, instance })
 }

@@ -6,6 +6,7 @@
 
 use super::schedule::Timetable;
 use crate::engine::api::policy::CatchUp;
+use crate::units::PolicyId;
 
 /// A slot is on time for so long: longer than a daemon takes to restart and to replay its journal.
 pub const ON_TIME: u64 = 300;
@@ -64,6 +65,15 @@ pub fn due(table: &Timetable, catch_up: CatchUp, handled: u64, now: u64) -> Due 
     Due { run: Some(slots.last), missed: before, handled }
 }
 
+/// How long after their slots the runs of a policy begin: always as long, and not as long as those of another policy.
+#[must_use]
+pub fn delay(policy: &PolicyId, jitter: u64) -> u64 {
+    // FNV-1a: the same for ever, on every machine.
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = policy.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, step);
+    (hash >> 16) % jitter.saturating_add(1)
+}
+
 struct Slots {
     count: u64,
     first: u64,
@@ -117,6 +127,20 @@ mod tests {
         let on_time = due(&table, CatchUp::Once, T, T + 5 * HOUR + ON_TIME);
         assert_eq!(on_time.run, Some(T + 5 * HOUR));
         assert_eq!(on_time.missed.map(|missed| missed.count), Some(4));
+    }
+
+    /// POL-43: policies with the same times begin at different ones, each always at its own.
+    #[test]
+    fn jitter_is_one_delay_for_each_policy() {
+        let ids: Vec<PolicyId> = (0..100).map(|n| format!("sp-{n:016}").as_str().into()).collect();
+        let delays: Vec<u64> = ids.iter().map(|id| delay(id, 599)).collect();
+        assert!(delays.iter().all(|delay| *delay < 600));
+        for tenth in 0..10 {
+            let within = delays.iter().filter(|delay| **delay / 60 == tenth).count();
+            assert!((2..=25).contains(&within), "{within} of 100 in minute {tenth}");
+        }
+        assert_eq!(delays, ids.iter().map(|id| delay(id, 599)).collect::<Vec<_>>());
+        assert!(ids.iter().all(|id| delay(id, 0) == 0));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod due;
+mod grouped;
 mod pruning;
 pub mod retention;
 pub mod schedule;

@@ -11,7 +11,7 @@ use super::retention::{Prune, Reason, evict, prune};
 use super::scheduler::Policies;
 use crate::engine::api::policy::Kept;
 use crate::error::Result;
-use crate::units::{CopyId, DiskId, SnapshotId};
+use crate::units::{CopyId, DiskId, GroupId, InstanceId, SnapshotId};
 
 /// What a look at a disk came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +19,13 @@ pub(super) struct Pruning {
     pub removed: u64,
     /// Something is to go when it is no longer in use, or when somebody agrees.
     pub again: bool,
+}
+
+/// Whose snapshots are to be looked at again, because something of them was in use.
+#[derive(Debug, Default)]
+pub(super) struct Again {
+    disks: BTreeSet<DiskId>,
+    instances: BTreeSet<InstanceId>,
 }
 
 /// The object of the hold on the copies of a disk.
@@ -32,20 +39,47 @@ impl Policies {
         let _pruning = self.pruning.lock();
         for id in evict(all, self.engine.settings().quota_auto) {
             tracing::info!(disk = name, %id, "the oldest automatic snapshot goes: quota");
-            self.remove(&id, Reason::Quota)?;
+            let group =
+                all.iter().find(|one| one.id == id).and_then(|one| one.automatic.group.as_ref());
+            match group {
+                Some(group) => self.remove_group(group, Reason::Quota)?,
+                None => self.remove(&id, Reason::Quota)?,
+            };
         }
         Ok(())
     }
 
-    /// Removes what has had its time; `again` are disks to look at although nothing has changed about them.
-    pub(super) fn prune_all(&self, at: u64, again: &mut BTreeSet<DiskId>) -> Result<()> {
-        again.append(&mut self.engine.disks_to_prune(at));
-        for id in again.clone() {
+    /// Removes what has had its time; `again` is to be looked at although nothing has changed about it.
+    pub(super) fn prune_all(&self, at: u64, again: &mut Again) -> Result<()> {
+        let Again { disks, instances } = again;
+        disks.append(&mut self.engine.disks_to_prune(at));
+        instances.append(&mut self.engine.instances_grouped_with(disks));
+        for id in instances.clone() {
+            if !self.prune_groups(&id, at, false)?.again {
+                instances.remove(&id);
+            }
+        }
+        for id in disks.clone() {
             if !self.prune(&id, at, false)?.again {
-                again.remove(&id);
+                disks.remove(&id);
             }
         }
         Ok(())
+    }
+
+    /// Removes those groups of an instance that have had their time, as [`Policies::prune`] the snapshots of a disk.
+    pub(super) fn prune_groups(&self, id: &InstanceId, at: u64, agreed: bool) -> Result<Pruning> {
+        let _pruning = self.pruning.lock();
+        let mut done = Pruning::default();
+        let there = self.engine.automatic_groups(id);
+        let name = there.name.as_deref().unwrap_or(id.as_str());
+        let found = prune(at, there.name.is_some(), &there.groups, agreed);
+        let what = format!("automatic groups of instance {name}");
+        let what = (id.as_str(), what, there.groups.len());
+        let resume = format!("--instance {name}");
+        let remove = |id: &GroupId, reason| self.remove_group(id, reason);
+        self.carry_out(&mut done, found, what, (&resume, agreed), remove)?;
+        Ok(done)
     }
 
     /// Removes those snapshots and copies of a disk that have had their time. What is held stays, unless somebody
@@ -78,7 +112,7 @@ impl Policies {
         done: &mut Pruning,
         found: Prune<I>,
         (object, what, of): (&str, String, usize),
-        (disk, agreed): (&str, bool),
+        (resume, agreed): (&str, bool),
         remove: impl Fn(&I, Reason) -> Result<bool>,
     ) -> Result<()> {
         let Prune { remove: gone, too_many, in_use } = found;
@@ -89,7 +123,7 @@ impl Policies {
         }
         if too_many {
             let why = format!(
-                "{} of {of} {what} would go at once: none does until `rowctl policy resume {disk}` agrees",
+                "{} of {of} {what} would go at once: none does until `rowctl policy resume {resume}` agrees",
                 gone.len(),
             );
             done.again = true;
@@ -110,6 +144,14 @@ impl Policies {
             Reason::Quota => "snapshot.evict",
         };
         self.engine.automatic_remove(id, kind, told(reason))
+    }
+
+    fn remove_group(&self, id: &GroupId, reason: Reason) -> Result<bool> {
+        let kind = match reason {
+            Reason::Expired | Reason::Counted => "group.expire",
+            Reason::Quota => "group.evict",
+        };
+        self.engine.automatic_group_remove(id, kind, told(reason))
     }
 
     fn remove_copy(&self, id: &CopyId, reason: Reason) -> Result<bool> {

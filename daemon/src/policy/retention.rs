@@ -1,6 +1,7 @@
 //! Which automatic snapshots of a disk have had their time.
 //!
-//! Invariants: each snapshot follows the rule it was made under, and each copy; the newest one of a disk that exists
+//! Invariants: each snapshot follows the rule it was made under, and each copy; one that was made with others goes with
+//! its group, which follows that rule as a snapshot does; the newest one of a disk that exists
 //! never goes by retention; what is in use is passed over; more than a few, and more than half of all, go only when somebody has
 //! agreed.
 //! Absent: manual snapshots. Nobody here sees one.
@@ -40,8 +41,9 @@ pub struct Prune<I = SnapshotId> {
     pub in_use: bool,
 }
 
-/// What is to go of the automatic snapshots of one disk, or of its complete copies in one repository. `agreed`: however
-/// many that are.
+/// What is to go of the automatic snapshots of one disk, of its complete copies in one repository, or of the groups of one
+/// instance. `agreed`: however many that are. Snapshots that were made with others count and are passed over: it is for
+/// their group to go.
 #[must_use]
 pub fn prune<I: Clone + Ord>(
     now: u64,
@@ -54,7 +56,8 @@ pub fn prune<I: Clone + Ord>(
     let newest = sorted.last().filter(|_| disk_exists).map(|one| &one.id);
     let kept_by_count = Kinds::new(&sorted);
     let (mut remove, mut in_use) = (Vec::new(), false);
-    for one in sorted.iter().filter(|one| Some(&one.id) != newest) {
+    let alone = |one: &&&Kept<I>| one.automatic.group.is_none() && Some(&one.id) != newest;
+    for one in sorted.iter().filter(alone) {
         let reason = match one.automatic.counts {
             _ if one.expires_at.is_some_and(|end| end <= now) => Reason::Expired,
             Some(_) if !kept_by_count.keeps(one) => Reason::Counted,
@@ -69,7 +72,8 @@ pub fn prune<I: Clone + Ord>(
     Prune { remove, too_many, in_use }
 }
 
-/// The oldest ones that have to go so that at most `quota` are there, as far as they can.
+/// The oldest ones that have to go so that at most `quota` are there, as far as they can; one that was made with others
+/// with its group.
 #[must_use]
 pub fn evict(all: &[Kept], quota: usize) -> Vec<SnapshotId> {
     let mut sorted: Vec<&Kept> = all.iter().collect();
@@ -180,6 +184,7 @@ mod tests {
             slot: created_at,
             counts,
             zone: "UTC".to_owned(),
+            group: None,
         };
         let id = SnapshotId::from(format!("s-{number}").as_str());
         Kept { id, name: String::new(), created_at, expires_at, automatic, held: None }
@@ -224,6 +229,32 @@ mod tests {
             .collect();
         // The older rule keeps 2, 3 and 4 of all, the newer only 4.
         assert_eq!(numbers(&prune(T + DAY, true, &all, false).remove), [0, 1, 3]);
+    }
+
+    #[test]
+    fn what_was_made_with_others_is_for_its_group_to_go_and_counts_all_the_same() {
+        let rule = Counts { last: 2, ..Counts::default() };
+        let mut all: Vec<Kept> =
+            (0..5).map(|n| kept(n, T + n * HOUR, Some(T + n * HOUR), Some(rule))).collect();
+        for one in &mut all[3..] {
+            one.automatic.group = Some("ssg-1".into());
+        }
+        // None of the three need stay: newer ones are there, in groups; these have had their time too, and are not ours.
+        assert_eq!(numbers(&prune(T + DAY, true, &all, false).remove), [0, 1, 2]);
+        assert_eq!(
+            evict(&all, 1).len(),
+            4,
+            "at the quota they go, and take their groups with them"
+        );
+        // For the group itself nothing is otherwise.
+        let groups: Vec<Kept> =
+            (0..3).map(|n| kept(n, T + n * HOUR, Some(T + DAY), None)).collect();
+        assert_eq!(numbers(&prune(T + DAY, true, &groups, false).remove), [0, 1]);
+        assert_eq!(
+            numbers(&prune(T + DAY, false, &groups, false).remove),
+            [0, 1, 2],
+            "no instance"
+        );
     }
 
     #[test]

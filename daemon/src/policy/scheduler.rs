@@ -5,7 +5,7 @@
 //! again or somebody agrees; after a restart it goes on from what the catalogue has.
 //! Absent: what is due, which is a function (`due.rs`); what has had its time (`pruning.rs`).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::clock::{Clock, Jump, behind};
-use super::due::{Due, Missed, due};
+use super::due::{Due, Missed, delay, due};
+use super::pruning::Again;
 use super::retention::has_room;
 use super::schedule::Timetable;
 use crate::engine::api::policy::{
@@ -42,7 +43,7 @@ const STEADY: nix::time::ClockId = nix::time::ClockId::CLOCK_BOOTTIME;
 #[derive(Debug)]
 pub struct Policies {
     pub(super) engine: Arc<Engine>,
-    freezer: Arc<Freezer>,
+    pub(super) freezer: Arc<Freezer>,
     wake: (Mutex<Wake>, Condvar),
     /// Held by whoever removes automatic snapshots.
     pub(super) pruning: Mutex<()>,
@@ -67,16 +68,15 @@ struct State {
     next_look: u64,
     next_prune: u64,
     next_retry: u64,
-    /// Disks that are to be looked at again, because something of them was in use.
-    again: BTreeSet<DiskId>,
+    again: Again,
     begun: u64,
 }
 
 /// How one slot of a policy went.
 #[derive(Default)]
-struct Tally {
-    made: u64,
-    skipped: u64,
+pub(super) struct Tally {
+    pub(super) made: u64,
+    pub(super) skipped: u64,
 }
 
 impl Policies {
@@ -226,15 +226,22 @@ impl Policies {
                 return Ok(false);
             }
         };
+        let delay = delay(&policy.id, policy.spec.jitter);
+        let at = at.saturating_sub(delay);
         let Due { run, missed, handled } = due(&table, policy.spec.catch_up, policy.handled, at);
         if let Some(next) = table.next(handled.max(at)) {
-            state.next_look = state.next_look.min(next);
+            state.next_look = state.next_look.min(next.saturating_add(delay));
         }
         if handled == policy.handled {
             return Ok(false);
         }
         let disks = self.engine.policy_disks(&policy.id);
-        let concerns = |slot: u64| disks.iter().any(|(_, _, since)| *since < slot);
+        let mut instances = self.engine.policy_instances(&policy.id);
+        instances.retain(|(id, ..)| !self.engine.disks_with(id).is_empty());
+        let concerns = |slot: u64| {
+            disks.iter().any(|(_, _, since)| *since < slot)
+                || instances.iter().any(|(_, _, since)| *since < slot)
+        };
         let told = missed.filter(|missed| concerns(missed.last));
         if let Some(missed) = told {
             let away = missed.first < state.begun;
@@ -253,6 +260,12 @@ impl Policies {
                 return Ok(true);
             }
             self.run_disk(policy, (&table, slot), (disk, name), &mut tally)?;
+        }
+        for (instance, name, _) in instances.iter().filter(|(_, _, since)| *since < slot) {
+            if self.wake.0.lock().closing {
+                return Ok(true);
+            }
+            self.run_instance(policy, (&table, slot), (instance, name), &mut tally)?;
         }
         let Tally { made, skipped } = tally;
         let run = LastRun { slot, at: now(), made, skipped };
@@ -300,7 +313,8 @@ impl Policies {
         tally: &mut Tally,
     ) -> Result<()> {
         let quota = self.engine.settings().quota_auto;
-        let there = self.engine.automatics(disk).snapshots;
+        let renewed = std::slice::from_ref(disk);
+        let there = self.engine.automatics_when(disk, renewed).snapshots;
         let own = |automatic: &Automatic| automatic.policy == policy.id && automatic.slot == slot;
         if there.iter().any(|one| own(&one.automatic)) {
             // Made before the daemon was interrupted.
@@ -338,25 +352,18 @@ impl Policies {
 
     fn make(&self, policy: &PolicyInfo, table: &Timetable, slot: u64, disk: &DiskId) -> Result<()> {
         let _making = self.engine.snapshot_begins(std::slice::from_ref(disk), true)?;
-        let spec = automatic(policy, table, slot, disk);
+        let spec = automatic(policy, table, slot);
         let name = spec.name.clone();
         let by = Actor::DAEMON;
         if policy.spec.consistency == Consistency::Crash {
-            return self.engine.automatic_create(by, spec).map(drop);
+            return self.engine.automatic_create(by, disk, spec).map(drop);
         }
-        let deadline = Instant::now() + FREEZE_WAIT;
-        loop {
+        in_turn(|| {
             let how = (policy.spec.consistency, &Options::default());
-            let cut = || self.engine.automatic_create(by, spec.clone());
+            let cut = || self.engine.automatic_create(by, disk, spec.clone());
             let of = (disk, Some(name.clone()));
-            match self.freezer.snapshot_around(&self.engine, by, of, how, cut) {
-                // Another disk is being frozen. One at a time.
-                Err(error) if error.kind() == ErrorKind::InUse && Instant::now() < deadline => {
-                    std::thread::sleep(FREEZE_PAUSE);
-                }
-                made => return made.map(drop),
-            }
-        }
+            self.freezer.snapshot_around(&self.engine, by, of, how, cut).map(drop)
+        })
     }
 }
 
@@ -370,7 +377,7 @@ impl State {
             next_look: 0,
             next_prune: 0,
             next_retry: wall + RETRY_EVERY,
-            again: BTreeSet::new(),
+            again: Again::default(),
             begun: wall,
         }
     }
@@ -389,8 +396,21 @@ impl State {
     }
 }
 
-/// The snapshot that a policy makes of a disk at a slot.
-fn automatic(policy: &PolicyInfo, table: &Timetable, slot: u64, disk: &DiskId) -> AutomaticSpec {
+/// Freezes something when nothing else is frozen: one at a time.
+pub(super) fn in_turn<T>(mut freeze: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + FREEZE_WAIT;
+    loop {
+        match freeze() {
+            Err(error) if error.kind() == ErrorKind::InUse && Instant::now() < deadline => {
+                std::thread::sleep(FREEZE_PAUSE);
+            }
+            made => return made,
+        }
+    }
+}
+
+/// The snapshot that a policy makes at a slot.
+pub(super) fn automatic(policy: &PolicyInfo, table: &Timetable, slot: u64) -> AutomaticSpec {
     let at = now();
     let end_of = |keep: &Keep| match keep {
         Keep::For { seconds } => (Some(at.saturating_add(*seconds)), None),
@@ -404,7 +424,6 @@ fn automatic(policy: &PolicyInfo, table: &Timetable, slot: u64, disk: &DiskId) -
     });
     let clock = table.civil(slot);
     AutomaticSpec {
-        disk: disk.clone(),
         name: format!("auto2.0_{}_{}", clock.strftime("%Y%m%d"), policy.id),
         time: clock.strftime("%H%M").to_string(),
         tags: policy.spec.tags.clone(),
@@ -414,6 +433,7 @@ fn automatic(policy: &PolicyInfo, table: &Timetable, slot: u64, disk: &DiskId) -
             slot,
             counts,
             zone: policy.spec.zone.clone(),
+            group: None,
         },
         copy,
     }

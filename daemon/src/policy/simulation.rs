@@ -4,6 +4,8 @@
 //! out its own calendar, and knows no cron expression.
 //! Absent: the daemon; `tests/it/policies.rs` has one.
 
+mod groups;
+
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
@@ -204,6 +206,7 @@ impl Life {
             slot,
             counts: self.counts,
             zone: self.zone.to_owned(),
+            group: None,
         };
         let id = SnapshotId::from(format!("s-{now}").as_str());
         let expires_at = self.keep.map(|keep| now + keep);

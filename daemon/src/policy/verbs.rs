@@ -4,17 +4,21 @@
 //! the scheduler would do.
 //! Absent: the records (`engine/policies.rs`), and the wire.
 
+use std::collections::BTreeMap;
+
+use super::due::delay;
 use super::pruning::copies_of;
 use super::retention::{Reason, evict, prune};
 use super::schedule::{Timetable, zone};
 use super::scheduler::Policies;
 use crate::engine::api::policy::{
-    CLOCK, CopyRule, Counts, Hold, Keep, Kept, KeptInRepo, PolicyChange, PolicyInfo, PolicySpec,
+    CLOCK, CopyRule, Counts, Hold, Keep, Kept, KeptInRepo, KeptOfDisk, PolicyChange, PolicyInfo,
+    PolicySpec,
 };
-use crate::engine::api::{Actor, DiskInfo};
+use crate::engine::api::{Actor, DiskInfo, InstanceInfo};
 use crate::engine::now;
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{CopyId, DiskId, PolicyId, SnapshotId};
+use crate::units::{CopyId, DiskId, InstanceId, PolicyId, SnapshotId};
 
 /// The longest retention, 65536 days; beyond it is forever.
 const KEEP_MAX: u64 = 65_536 * 86_400;
@@ -22,6 +26,8 @@ const KEEP_MAX: u64 = 65_536 * 86_400;
 const KEEP_MIN: u64 = 60;
 /// The most that a rule counts of each kind.
 const COUNT_MAX: u32 = 100_000;
+/// The longest time that a run may begin after its slot.
+const JITTER_MAX: u64 = 12 * 3600;
 /// Runs that a preview tells at most.
 const RUNS_MAX: usize = 1000;
 
@@ -65,6 +71,7 @@ impl Policies {
         spec.zone = proper_name(&spec.zone)?;
         check_keep(&spec.keep)?;
         check_copy(spec.copy.as_ref())?;
+        check_jitter(spec.jitter)?;
         let made = self.engine.policy_create(by, spec)?;
         self.look_again();
         Ok(made)
@@ -80,6 +87,7 @@ impl Policies {
         change.zone = change.zone.as_deref().map(proper_name).transpose()?;
         change.keep.as_ref().map(check_keep).transpose()?;
         check_copy(change.copy.as_ref().and_then(Option::as_ref))?;
+        check_jitter(change.jitter.unwrap_or(0))?;
         let changed = self.engine.policy_change(by, id, change)?;
         self.look_again();
         Ok(changed)
@@ -107,11 +115,25 @@ impl Policies {
         Ok(disk)
     }
 
+    /// # Errors
+    /// As [`crate::engine::Engine::policy_apply_instance`].
+    pub fn apply_instance(
+        &self,
+        by: Actor,
+        id: &PolicyId,
+        instance: &InstanceId,
+        replace: bool,
+    ) -> Result<InstanceInfo> {
+        let instance = self.engine.policy_apply_instance(by, id, instance, replace)?;
+        self.look_again();
+        Ok(instance)
+    }
+
     /// When a policy is due next, and why not if it is not.
     #[must_use]
     pub fn next_run(&self, policy: &PolicyInfo) -> Option<u64> {
         let table = Timetable::new(&policy.spec.schedule, &policy.spec.zone).ok()?;
-        table.next(policy.handled.max(now()))
+        next_runs(policy, &table).next()
     }
 
     /// What a policy would do: its next runs, and which snapshots would go now.
@@ -124,29 +146,39 @@ impl Policies {
         }
         let policy = self.engine.policy(id)?;
         let table = Timetable::new(&policy.spec.schedule, &policy.spec.zone)?;
-        let mut at = policy.handled.max(now());
-        let next = std::iter::from_fn(|| {
-            at = table.next(at)?;
-            Some(at)
-        });
-        let runs = next.take(runs).collect();
-        let mut pruned = Vec::new();
-        for disk in self.engine.disks_served_by(id) {
-            let of_disk = self.engine.automatics(&disk);
-            let label = of_disk.name.clone().unwrap_or_else(|| disk.to_string());
-            let all = of_disk.snapshots;
-            let gone = prune(now(), of_disk.name.is_some(), &all, true).remove;
-            let evicted = evict(&all, self.engine.settings().quota_auto).into_iter();
-            for (id, reason) in gone.into_iter().chain(evicted.map(|id| (id, Reason::Quota))) {
-                let Some(one) = all.iter().find(|one| one.id == id) else { continue };
-                if one.automatic.policy == policy.id {
-                    let name = format!("{label}@{}", one.name);
-                    pruned.push(Pruned { id, name, reason });
-                }
-            }
-        }
+        let runs = next_runs(&policy, &table).take(runs).collect();
+        let pruned = self.snapshots_pruned(id);
         let copies = self.copies_pruned(&policy.id);
         Ok(Preview { policy, runs, pruned, copies })
+    }
+
+    /// The snapshots by a policy that would go now, each once: alone, or with the groups they were made in.
+    fn snapshots_pruned(&self, policy: &PolicyId) -> Vec<Pruned> {
+        let mut groups = BTreeMap::new();
+        for instance in self.engine.instances_served_by(policy) {
+            let there = self.engine.automatic_groups(&instance);
+            groups.extend(prune(now(), there.name.is_some(), &there.groups, true).remove);
+        }
+        let (mut alone, mut all) = (BTreeMap::new(), Vec::new());
+        for disk in self.engine.disks_served_by(policy) {
+            let KeptOfDisk { name, snapshots } = self.engine.automatics(&disk);
+            alone.extend(prune(now(), name.is_some(), &snapshots, true).remove);
+            for id in evict(&snapshots, self.engine.settings().quota_auto) {
+                let one = snapshots.iter().find(|one| one.id == id);
+                match one.and_then(|one| one.automatic.group.clone()) {
+                    Some(group) => drop(groups.entry(group).or_insert(Reason::Quota)),
+                    None => drop(alone.entry(id).or_insert(Reason::Quota)),
+                }
+            }
+            let label = name.unwrap_or_else(|| disk.to_string());
+            all.extend(snapshots.into_iter().map(|one| (format!("{label}@{}", one.name), one)));
+        }
+        let told = |(name, one): (String, Kept)| {
+            let of_group = one.automatic.group.as_ref().and_then(|group| groups.get(group));
+            let reason = *alone.get(&one.id).or(of_group)?;
+            (one.automatic.policy == *policy).then_some(Pruned { id: one.id, name, reason })
+        };
+        all.into_iter().filter_map(told).collect()
     }
 
     /// The copies by a policy that would go now.
@@ -170,6 +202,21 @@ impl Policies {
     #[must_use]
     pub fn holds(&self) -> Vec<Hold> {
         self.engine.holds()
+    }
+
+    /// Agrees to what stands still of the groups of an instance. Returns how many groups went.
+    ///
+    /// # Errors
+    /// `WrongState` when nothing stands still there.
+    pub fn resume_instance(&self, by: Actor, instance: &InstanceId) -> Result<u64> {
+        if !self.engine.is_held(instance.as_str()) {
+            let message = "no removals of automatic groups of this instance wait for anybody";
+            return Err(Error::new(ErrorKind::WrongState, message)
+                .hint("`rowctl policy list` tells what stands still"));
+        }
+        let gone = self.prune_groups(instance, now(), true)?.removed;
+        self.engine.policy_resume(by, instance.as_str())?;
+        Ok(gone)
     }
 
     /// Agrees to what stands still: the clock, or what has had its time of a disk. Returns how many snapshots went.
@@ -202,6 +249,25 @@ impl Policies {
         };
         held.iter().try_for_each(|object| self.engine.policy_resume(by, object).map(drop))?;
         Ok(gone)
+    }
+}
+
+/// When runs of a policy begin from now on.
+fn next_runs(policy: &PolicyInfo, table: &Timetable) -> impl Iterator<Item = u64> + use<> {
+    let delay = delay(&policy.id, policy.spec.jitter);
+    let mut at = policy.handled.max(now().saturating_sub(delay));
+    let table = table.clone();
+    std::iter::from_fn(move || {
+        at = table.next(at)?;
+        Some(at.saturating_add(delay))
+    })
+}
+
+fn check_jitter(seconds: u64) -> Result<()> {
+    match seconds {
+        0..=JITTER_MAX => Ok(()),
+        _ => Err(Error::invalid(format!("runs cannot begin {seconds} seconds after their times"))
+            .hint("at most 12 hours; a schedule can name later hours")),
     }
 }
 

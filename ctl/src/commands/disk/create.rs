@@ -10,7 +10,7 @@ use rowd_proto::{CopyRestore, Disk, DiskCreate, ErrorKind, ImageDeploy, ImageSho
 use super::super::Context;
 use super::super::args::About;
 use super::super::image::remote;
-use super::super::policy::Protection;
+use super::super::policy::{self, Protection};
 use super::super::snapshot::copy_meant;
 use super::{print, print_all};
 use crate::client::Client;
@@ -95,6 +95,7 @@ pub fn create(args: Create, context: &Context) -> Result<Outcome> {
     };
     let disk = client.call(&request)?;
     print(&disk, context)?;
+    policy::warn_without(&disk, context);
     tell_of_data(&disk, &mut client, context)?;
     Ok(Outcome::Done)
 }

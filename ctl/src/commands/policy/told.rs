@@ -32,6 +32,13 @@ pub fn fields(policy: &Policy, output: &Output) -> String {
     fields.add("consistency", policy.consistency.name());
     fields.add_some("catch up", (policy.catch_up == PolicyCatchUp::Once).then_some("once"));
     fields.add_some("tags", Some(render::tags(&policy.tags)));
+    fields.add_some(
+        "jitter",
+        (policy.jitter > 0)
+            .then(|| format!("up to {} after each time", words::length(policy.jitter))),
+    );
+    let instances: Vec<&str> = policy.instances.iter().map(|one| one.name.as_str()).collect();
+    fields.add_some("instances", Some(instances.join(", ")));
     fields.add_some("disks", Some(names(policy)));
     fields.add("created", output.full_time(policy.created_at));
     fields.add_some("next run", policy.next_run_at.map(|at| output.full_time(at)));

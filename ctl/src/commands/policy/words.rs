@@ -120,7 +120,7 @@ impl FromStr for Keep {
 }
 
 /// A length of time in its largest unit that leaves nothing over.
-fn length(seconds: u64) -> String {
+pub fn length(seconds: u64) -> String {
     let whole = |(_, factor): &&(char, u64)| seconds.is_multiple_of(*factor) && seconds > 0;
     let found = UNITS.iter().filter(|(name, _)| *name != 'w').find(whole);
     found.map_or_else(

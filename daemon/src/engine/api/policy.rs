@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::{Consistency, Tags};
-use crate::units::{CopyId, DiskId, PolicyId, SnapshotId};
+use crate::units::{CopyId, DiskId, GroupId, InstanceId, PolicyId, SnapshotId};
 
 /// When snapshots are made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,9 +70,23 @@ pub struct Automatic {
     pub counts: Option<Counts>,
     /// The time zone whose hours and days are counted.
     pub zone: String,
+    /// The group that a snapshot was made with by the policy of an instance: it goes with that, and not before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupId>,
 }
 
-/// An automatic snapshot, or a copy of one, as far as its end is concerned.
+/// What a group is that the policy of an instance has made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AutomaticGroup {
+    /// Whose disks they were.
+    pub instance: InstanceId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<u64>,
+    #[serde(flatten)]
+    pub automatic: Automatic,
+}
+
+/// An automatic snapshot or group, or a copy of a snapshot, as far as its end is concerned.
 #[derive(Clone, Debug)]
 pub struct Kept<I = SnapshotId> {
     pub id: I,
@@ -90,6 +104,14 @@ pub struct KeptOfDisk {
     /// Its name, if it exists.
     pub name: Option<String>,
     pub snapshots: Vec<Kept>,
+}
+
+/// The groups that policies have made of an instance.
+#[derive(Clone, Debug)]
+pub struct KeptOfInstance {
+    /// Its name, if it exists.
+    pub name: Option<String>,
+    pub groups: Vec<Kept<GroupId>>,
 }
 
 /// A copy that a policy has made of a snapshot, or is making.
@@ -135,10 +157,9 @@ pub struct CopyOrder {
     pub counts: Option<Counts>,
 }
 
-/// An automatic snapshot to make.
+/// An automatic snapshot to make, or a group of them.
 #[derive(Clone, Debug)]
 pub struct AutomaticSpec {
-    pub disk: DiskId,
     /// Made longer where it is taken.
     pub name: String,
     /// What is added to a name that is taken.
@@ -153,7 +174,7 @@ pub struct AutomaticSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
     /// [`CLOCK`], the id of a disk whose automatic snapshots are not removed, or with a slash and the name of a
-    /// repository behind it its copies there.
+    /// repository behind it its copies there; the id of an instance whose groups are not removed.
     pub object: String,
     pub since: u64,
     pub why: String,
@@ -180,6 +201,15 @@ pub struct PolicySpec {
     pub catch_up: CatchUp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy: Option<CopyRule>,
+    /// Runs begin up to so many seconds after their slots, each policy always so long after them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub jitter: u64,
+}
+
+/// For records: whether there is nothing to say.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Changes to a policy; `None` leaves a property as it is.
@@ -195,6 +225,7 @@ pub struct PolicyChange {
     pub catch_up: Option<CatchUp>,
     /// Another rule, or none any more.
     pub copy: Option<Option<CopyRule>>,
+    pub jitter: Option<u64>,
 }
 
 /// What came of the last slot of a policy.
@@ -214,8 +245,10 @@ pub struct PolicyInfo {
     pub spec: PolicySpec,
     /// Slots up to here are done with.
     pub handled: u64,
-    /// By name.
+    /// By name: those that have it themselves, and those of the instances.
     pub disks: Vec<(DiskId, String)>,
+    /// By name.
+    pub instances: Vec<(InstanceId, String)>,
     pub last_run: Option<LastRun>,
     /// When a snapshot was last made.
     pub last_success: Option<u64>,

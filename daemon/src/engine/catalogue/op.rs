@@ -26,6 +26,7 @@ impl Catalogue {
         match op {
             Op::PolicyPut { .. }
             | Op::PolicyDelete { .. }
+            | Op::PolicyInstance { .. }
             | Op::PolicyHold { .. }
             | Op::PolicyResume { .. } => self.apply_policy(op),
             Op::SnapshotCopied { .. } | Op::SnapshotStay { .. } => self.apply_presence(op),
@@ -131,6 +132,9 @@ pub enum Op {
     GroupDelete {
         id: GroupId,
         snapshots: Vec<SnapshotId>,
+        /// How it is told; left out: as a deletion that somebody asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        kind: Option<String>,
     },
     /// Several disks go back together.
     GroupRollback {
@@ -228,10 +232,19 @@ pub enum Op {
         policy: PolicyRecord,
         kind: String,
     },
-    /// The policy goes; these disks have none from now on.
+    /// The policy goes; these disks and instances have none from now on.
     PolicyDelete {
         id: PolicyId,
         disks: Vec<DiskId>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        instances: Vec<InstanceId>,
+    },
+    /// An instance has another policy, or none any more; these disks of it have none of their own from now on.
+    PolicyInstance {
+        instance: InstanceRecord,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        disks: Vec<DiskId>,
+        kind: String,
     },
     /// Something stands still until somebody agrees to it.
     PolicyHold {
@@ -286,7 +299,9 @@ impl Op {
             Op::SnapshotStay { copy, .. } => ("copy.delete", copy.as_str()),
             Op::Rollback { turn, kind } => (kind, turn.disk.as_str()),
             Op::GroupCreate { group, .. } => ("group.create", group.id.as_str()),
-            Op::GroupDelete { id, .. } => ("group.delete", id.as_str()),
+            Op::GroupDelete { id, kind, .. } => {
+                (kind.as_deref().unwrap_or("group.delete"), id.as_str())
+            }
             Op::GroupRollback { id, .. } => ("group.rollback", id.as_str()),
             Op::GroupUpdate { group, kind } => (kind, group.id.as_str()),
             Op::InstanceAdd { instance } => ("instance.add", instance.id.as_str()),
@@ -308,6 +323,7 @@ impl Op {
             Op::RepoRemove { name } => ("repo.remove", name.as_str()),
             Op::PolicyPut { policy, kind } => (kind, policy.id.as_str()),
             Op::PolicyDelete { id, .. } => ("policy.delete", id.as_str()),
+            Op::PolicyInstance { instance, kind, .. } => (kind, instance.id.as_str()),
             Op::PolicyHold { hold } => ("policy.hold", hold.object.as_str()),
             Op::PolicyResume { object } => ("policy.resume", object),
             Op::KeyRotate { .. } => ("key.rotate", "pool"),

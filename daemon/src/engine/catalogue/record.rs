@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::crypt::master::Wrapped;
-use crate::engine::api::policy::{Automatic, PolicyCopy};
+use crate::engine::api::policy::{Automatic, AutomaticGroup, PolicyCopy};
 use crate::engine::api::{Consistency, SnapshotKind, Tags};
 use crate::engine::presence::Presence;
 use crate::units::{DiskId, Epoch, GroupId, ImageId, InstanceId, PolicyId, SnapshotId, TreeId};
@@ -44,7 +44,18 @@ pub struct DiskRecord {
     pub delete_auto: bool,
 }
 
-/// A policy, and since when a disk has it: slots before are none of its.
+/// The tag of a disk that `rowctl snapshot mount` has made and throws away again: where it is mounted.
+const MOUNTED: &str = "rowd.mount";
+
+impl DiskRecord {
+    /// Whether it is no disk of its instance to be protected: it goes when somebody has read its files.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        self.tags.contains_key(MOUNTED)
+    }
+}
+
+/// A policy, and since when a disk or an instance has it: slots before are none of its.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
     pub id: PolicyId,
@@ -101,6 +112,9 @@ pub struct GroupRecord {
     pub members: Vec<MemberRecord>,
     #[serde(default)]
     pub tags: Tags,
+    /// What made it, if that was the policy of an instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub automatic: Option<AutomaticGroup>,
 }
 
 /// A user of disks: this host, or a virtual machine.
@@ -118,6 +132,9 @@ pub struct InstanceRecord {
     pub agent: Option<String>,
     #[serde(default)]
     pub tags: Tags,
+    /// The policy that makes groups of all its disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Applied>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
