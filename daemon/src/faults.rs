@@ -54,10 +54,10 @@ pub struct ClockShift {
     pub steady: u64,
 }
 
-/// Every hold point: places where a thread waits for a test, in the order in which a daemon and its freeze meet
-/// them.
+/// Every hold point: places where a thread waits for a test, in the order in which a daemon, its freeze and a disk
+/// that is filled meet them.
 pub const HOLD_POINTS: &[&str] =
-    &["daemon.ready", "freeze.prepared", "freeze.frozen", "freeze.cut"];
+    &["daemon.ready", "freeze.prepared", "freeze.frozen", "freeze.cut", "fill.begun"];
 
 /// Every seeded fault: the hazard and the guard it removes.
 pub const SEEDED_FAULTS: &[&str] = &[

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod crash;
+pub mod dense;
 pub mod golden;
 pub mod manager;
 pub mod moto;

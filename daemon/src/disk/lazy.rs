@@ -63,8 +63,9 @@ impl Fetched {
 /// What somebody cannot go on without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// To know which blocks the origin has.
+    /// To know which blocks the origin has, all of them.
     Index,
+    /// A block, or to know that the origin does not have it.
     Block(Lba),
 }
 
@@ -75,11 +76,14 @@ pub type Wake = Box<dyn FnOnce(Answer) + Send>;
 
 /// Where the blocks of a disk come from.
 pub trait Origin: fmt::Debug + Send + Sync {
-    /// Whether it knows by now which blocks it has.
+    /// Whether it knows by now which blocks it has, all of them.
     fn is_known(&self) -> bool;
+    /// Whether it has a block, if it knows that by now.
+    fn has(&self, lba: Lba) -> Option<bool>;
     /// The first blocks at or behind `from` that it has, without those before `from`.
     fn next(&self, from: u64) -> Option<BlockRange>;
-    /// Gets what is needed. It answers within bounded time.
+    /// Gets what is needed, or what it takes to get it or to know that there is none: who is told to look again
+    /// may ask again. It answers within bounded time.
     fn ask(&self, need: Need, wake: Wake);
 }
 
@@ -167,16 +171,13 @@ impl Lazy {
         self.origin.get().and_then(|origin| origin.next(from))
     }
 
-    fn has(&self, lba: Lba) -> bool {
-        self.next(lba.0).is_some_and(|found| found.start <= lba.0)
+    fn has(&self, lba: Lba) -> Option<bool> {
+        self.origin.get().and_then(|origin| origin.has(lba))
     }
 
     /// What is needed to know the contents of a block that is a hole; nothing if it is zeros.
     pub(super) fn need(&self, lba: Lba) -> Option<Need> {
-        match self.is_known() {
-            false => Some(Need::Index),
-            true => self.has(lba).then_some(Need::Block(lba)),
-        }
+        (self.has(lba) != Some(false)).then_some(Need::Block(lba))
     }
 
     /// What the origin has in a range of holes, as stretches that differ, until `found` is full.
@@ -225,7 +226,7 @@ impl Disk {
                 let stored = match entry {
                     Entry::Data { .. } => true,
                     Entry::Zero => false,
-                    Entry::Hole => lazy.has(lba),
+                    Entry::Hole => lazy.has(lba) == Some(true),
                 };
                 if found.list.len() <= limit {
                     found.push(lba.0, lba.0 + 1, stored);

@@ -77,6 +77,7 @@ fn fill_all(work: &Work, filling: &Filling, origin: &Arc<CopyOrigin>) -> Result<
         tokio::time::sleep(HEAD_START).await;
         Ok(())
     })?;
+    faults::hold_point("fill.begun");
     loop {
         let before = work.job.done.load(Ordering::Relaxed);
         let error = match pass(work, filling, origin) {

@@ -15,6 +15,8 @@ use crate::units::RepoId;
 pub const VERSION: u32 = 1;
 /// The version of the header of a copy that is encrypted.
 pub const SEALED_VERSION: u32 = 2;
+/// The version of the header of a copy whose table is in parts, encrypted or not.
+pub const PARTS_VERSION: u32 = 3;
 /// The object that says what a repository is.
 pub const FORMAT_KEY: &str = "rowd-vault";
 /// What the format file says first.

@@ -6,7 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::format::{RECORD_MAX, SEALED_VERSION, VERSION, open, sha256_hex};
+use super::format::{PARTS_VERSION, RECORD_MAX, SEALED_VERSION, VERSION, open, sha256_hex};
+use super::parts::{self, Parts, Root};
 use super::store::Store;
 use super::table::{TABLE_MAX, Table};
 use crate::crypt::master::Wrapped;
@@ -48,6 +49,9 @@ pub struct Header {
     /// Bytes of that object, and of the table in it.
     pub table_stored: u64,
     pub table_raw: u64,
+    /// Of a table in parts: how it is cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<Parts>,
     /// The copies whose chunks it needs.
     pub owners: Vec<CopyId>,
     /// Bytes of the disk that are held in chunks.
@@ -119,8 +123,7 @@ impl Header {
     /// `NotFound`; `Corrupt`, naming it; `Unsupported`.
     pub async fn read(store: &Store, key: &str) -> Result<Header> {
         let header: Header = open(key, &store.get(key, RECORD_MAX).await?)?;
-        let version = if header.sealed.is_some() { SEALED_VERSION } else { VERSION };
-        if header.version != version {
+        if header.version != header.right_version() {
             let message =
                 format!("{key} has version {}; this rowd does not know it", header.version);
             return Err(Error::new(ErrorKind::Unsupported, message).hint("use a newer rowd"));
@@ -134,13 +137,48 @@ impl Header {
         Ok(header)
     }
 
-    /// What the sum of an encrypted copy is made of. Neither names nor the copy's own id are in it: another
-    /// repository may keep the same contents as another copy.
+    /// The version of a header that says what this one does.
     #[must_use]
-    pub fn signed(&self, table: &Table) -> Vec<u8> {
+    pub fn right_version(&self) -> u32 {
+        match (&self.parts, &self.sealed) {
+            (Some(_), _) => PARTS_VERSION,
+            (None, Some(_)) => SEALED_VERSION,
+            (None, None) => VERSION,
+        }
+    }
+
+    /// Takes note of the table, in parts of so many rows or in one piece. Returns the object to write.
+    ///
+    /// # Errors
+    /// It is too large.
+    pub fn set_table(&mut self, table: &Table, rows: Option<u32>) -> Result<Vec<u8>> {
+        let (bytes, parts) = match rows {
+            Some(rows) => parts::encode(table, rows).map(|(bytes, parts)| (bytes, Some(parts)))?,
+            None => (table.encode()?, None),
+        };
+        self.parts = parts;
+        self.table_sum = sha256_hex(&bytes);
+        self.table_stored = bytes.len() as u64;
+        self.table_raw = table.encoded_bytes();
+        self.owners = table.owners();
+        Ok(bytes)
+    }
+
+    /// What the sum of an encrypted copy is made of, of a copy with these contents. Neither names nor the copy's
+    /// own id are in it: another repository may keep the same contents as another copy.
+    #[must_use]
+    pub fn signed(&self, contents: &str) -> Vec<u8> {
         let Header { snapshot, disk, size, created_at, .. } = self;
-        let contents = table.contents_sum();
         format!("{snapshot} {disk} {size} {created_at} {contents}").into_bytes()
+    }
+
+    /// A sum of all that the table of the copy holds.
+    #[must_use]
+    pub fn contents(&self, table: &Table) -> String {
+        match &self.parts {
+            Some(parts) => parts::contents_sum(table, parts.rows),
+            None => table.contents_sum(),
+        }
     }
 
     /// Reads the table of the copy.
@@ -154,7 +192,22 @@ impl Header {
             let message = format!("{key} in the repository is damaged: it is not what was written");
             return Err(Error::corrupt(message));
         }
-        Table::decode(&key, &bytes, self.table_raw, self.size)
+        match &self.parts {
+            Some(parts) => parts::decode(&key, &bytes, parts, self.size),
+            None => Table::decode(&key, &bytes, self.table_raw, self.size),
+        }
+    }
+
+    /// Reads the root of a table that is in parts; nothing when it is not.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming it.
+    pub async fn root(&self, store: &Store) -> Result<Option<Root>> {
+        let Some(parts) = &self.parts else { return Ok(None) };
+        let key = self.table_key();
+        let length = parts.root.min(TABLE_MAX);
+        let bytes = store.get_range(&key, 0..length).await.map_err(|e| missing(&key, e))?;
+        Root::read(&key, &bytes, parts, self.table_stored, self.size).map(Some)
     }
 }
 

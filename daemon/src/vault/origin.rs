@@ -1,11 +1,14 @@
 //! A copy as the origin of a disk: chunks are fetched when a block of them is asked for, and some ahead.
 //!
+//! Of a table in parts only those are read that tell of a block somebody waits for, until somebody needs all of it:
+//! who fills the disk, who looks ahead, who asks what is stored.
+//!
 //! Invariants: no byte is passed on before the sum of its chunk is right; a chunk is fetched once for all who
 //! wait for it; who asks is answered within [`FETCH_LIMIT`] of the repository having nothing older to do, and at
 //! once after it has failed those before; what was fetched and is not stored is kept in memory within a bound.
 //! Absent: filling in the background (`fill.rs`).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -17,16 +20,20 @@ use tokio::sync::{Notify, Semaphore};
 use super::chunk::{OBJECT_MAX, unpack};
 use super::header::{self, Header, missing};
 use super::index::Index;
+use super::kept::{Kept, Wanted};
+use super::partial::{Partial, Place as Found};
+use super::parts::PartId;
 use super::seal::Seal;
 use super::store::Store;
+use super::table::Chunk;
 use super::{Vault, open_repo};
 use crate::disk::Disk;
 use crate::disk::lane::Lane;
-use crate::disk::lazy::{Fetched, Need, Origin, Wake};
+use crate::disk::lazy::{Answer, Fetched, Need, Origin, Span, Wake};
 use crate::engine::Origins;
 use crate::engine::copies::Source;
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{BlockRange, CopyId, DiskId, SnapshotId};
+use crate::units::{BlockRange, CopyId, DiskId, Lba, SnapshotId};
 
 /// How long a client waits for one object of a repository that does not answer.
 const FETCH_LIMIT: Duration = Duration::from_secs(20);
@@ -35,8 +42,8 @@ const URGENT_AT_ONCE: usize = 8;
 const AHEAD_AT_ONCE: usize = 3;
 /// Chunks fetched ahead of a client that reads on and on.
 const AHEAD_MAX: usize = 4;
-/// Bytes of chunks kept in memory, of all disks together.
-const KEPT_BYTES: usize = 64 << 20;
+/// How long an export that nothing fills is left to its first readers before all of its table is read.
+const WHOLE_AFTER: Duration = Duration::from_millis(200);
 
 /// What all origins share.
 #[derive(Debug)]
@@ -58,40 +65,6 @@ impl Default for Fetching {
     }
 }
 
-/// The chunks used last, by the number of the origin and that of the chunk.
-#[derive(Debug, Default)]
-struct Kept {
-    list: VecDeque<((u64, u32), Arc<Fetched>)>,
-    bytes: usize,
-}
-
-impl Kept {
-    fn get(&mut self, key: (u64, u32)) -> Option<Arc<Fetched>> {
-        let at = self.list.iter().position(|(other, _)| *other == key)?;
-        let found = self.list.remove(at)?;
-        self.list.push_back(found);
-        self.list.back().map(|(_, fetched)| Arc::clone(fetched))
-    }
-
-    fn put(&mut self, key: (u64, u32), fetched: &Arc<Fetched>) {
-        if self.get(key).is_some() {
-            return;
-        }
-        self.bytes += fetched.bytes.len();
-        self.list.push_back((key, Arc::clone(fetched)));
-        while self.bytes > KEPT_BYTES
-            && let Some((_, old)) = self.list.pop_front()
-        {
-            self.bytes -= old.bytes.len();
-        }
-    }
-
-    fn forget(&mut self, serial: u64) {
-        self.list.retain(|((other, _), _)| *other != serial);
-        self.bytes = self.list.iter().map(|(_, fetched)| fetched.bytes.len()).sum();
-    }
-}
-
 /// Which copy.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -101,7 +74,7 @@ pub struct Place {
     pub snapshot: SnapshotId,
 }
 
-/// A chunk that is being fetched, or waits for its turn.
+/// What is being fetched, or waits for its turn.
 struct UnderWay {
     waiting: Vec<Wake>,
     /// Somebody waits for it who did not when it was begun.
@@ -117,10 +90,12 @@ pub struct CopyOrigin {
     disk: Option<(DiskId, Weak<Disk>)>,
     serial: u64,
     known: OnceLock<Known>,
+    /// Of a table in parts, before that.
+    partial: OnceLock<Partial>,
     state: Mutex<State>,
 }
 
-/// What has to be read before the first chunk.
+/// All that is to be known of the copy before its chunks.
 #[derive(Debug)]
 pub struct Known {
     index: Index,
@@ -147,11 +122,18 @@ impl Known {
     }
 }
 
+/// Who waits until it is known where blocks are: of any of them, or of all.
+#[derive(Default)]
+struct Reading {
+    any: Vec<Wake>,
+    all: Vec<Wake>,
+}
+
 #[derive(Default)]
 struct State {
-    /// Who waits for the index, which somebody is reading if this is not `None`.
-    indexing: Option<Vec<Wake>>,
-    under_way: HashMap<u32, UnderWay>,
+    /// Somebody is reading the header and the table, for those.
+    reading: Option<Reading>,
+    under_way: HashMap<Wanted, UnderWay>,
     store: Option<Store>,
     /// The first attempt may use what somebody else has read.
     header: Option<(Header, Seal)>,
@@ -176,8 +158,9 @@ impl CopyOrigin {
         disk: Option<(DiskId, Weak<Disk>)>,
     ) -> Arc<CopyOrigin> {
         let serial = vault.fetching.serial.fetch_add(1, Ordering::Relaxed);
-        let (known, state) = (OnceLock::new(), Mutex::default());
-        Arc::new(CopyOrigin { vault: Arc::downgrade(vault), place, disk, serial, known, state })
+        let (vault, state) = (Arc::downgrade(vault), Mutex::default());
+        let (known, partial) = (OnceLock::new(), OnceLock::new());
+        Arc::new(CopyOrigin { vault, place, disk, serial, known, partial, state })
     }
 
     /// Takes over what is known of the copy, so that it need not be read again.
@@ -195,9 +178,20 @@ impl CopyOrigin {
         }
     }
 
-    /// Begins to read the index, so that the first who asks need not wait for all of it.
+    /// Begins to read what the first who asks would wait for.
     pub fn prepare(self: &Arc<Self>) {
-        self.ask_index(Box::new(|_| {}));
+        self.learn(Box::new(|_| {}), false);
+    }
+
+    /// Has the whole table read after a while, unless nobody uses this any more.
+    fn prepare_all(self: &Arc<Self>, vault: &Arc<Vault>) {
+        let weak = Arc::downgrade(self);
+        vault.handle.spawn(async move {
+            tokio::time::sleep(WHOLE_AFTER).await;
+            if let Some(origin) = weak.upgrade() {
+                origin.learn(Box::new(|_| {}), true);
+            }
+        });
     }
 
     /// Which blocks are in which chunks, once it is known.
@@ -208,50 +202,102 @@ impl CopyOrigin {
 
     /// As [`Origin::ask`] for a chunk that nobody waits for yet.
     pub fn ask_ahead(self: &Arc<Self>, chunk: u32, wake: Wake) {
-        self.fetch(chunk, wake, false);
+        self.fetch(Wanted::Chunk(chunk, None), wake, false);
     }
 
-    fn ask_index(self: &Arc<Self>, wake: Wake) {
+    /// Has it found out where blocks are: all of them, or as much as it takes to look for one.
+    fn learn(self: &Arc<Self>, wake: Wake, all: bool) {
         let mut state = self.state.lock();
-        if self.known.get().is_some() {
+        if self.has_learnt(all) {
             drop(state);
             return wake(Ok(None));
         }
-        if let Some(waiting) = &mut state.indexing {
-            waiting.push(wake);
-            return;
-        }
+        let begun = state.reading.is_some();
         let Some(vault) = self.vault.upgrade() else {
             drop(state);
             return wake(Err(closing()));
         };
-        state.indexing = Some(vec![wake]);
+        let reading = state.reading.get_or_insert_default();
+        if all {
+            reading.all.push(wake)
+        } else {
+            reading.any.push(wake)
+        }
         drop(state);
+        if begun {
+            return;
+        }
         let origin = Arc::clone(self);
         vault.handle.clone().spawn_blocking(move || {
-            let read = vault.attend(within(origin.read_index(&vault)));
-            let read = read.map(|known| drop(origin.known.set(known)));
-            origin.note(&vault, read.as_ref().err());
-            let waiting = origin.state.lock().indexing.take().unwrap_or_default();
-            let answer = read.map_err(|error| told(&error));
-            waiting.into_iter().for_each(|wake| wake(answer.clone().map(|()| None)));
+            while let Some(all) = origin.next_to_learn() {
+                let read = vault.attend(within(origin.read(&vault, all)));
+                origin.note(&vault, read.as_ref().err());
+                origin.learnt(read.map_err(|error| told(&error)));
+            }
         });
     }
 
-    async fn read_index(&self, vault: &Arc<Vault>) -> Result<Known> {
-        let store = self.store(vault).await?;
-        let opened = self.state.lock().header.take();
-        let (header, seal) = match opened {
-            Some(opened) => opened,
-            None => {
-                let key = header::key(&self.place.copy, &self.place.snapshot);
-                let header = Header::read(&store, &key).await;
-                let header = header.map_err(|error| missing(&key, error))?;
-                let seal = Seal::of(&vault.engine, &store, &header).await?;
-                (header, seal)
+    fn has_learnt(&self, all: bool) -> bool {
+        self.known.get().is_some() || (!all && self.partial.get().is_some())
+    }
+
+    /// Whether anybody waits for more, and whether for all.
+    fn next_to_learn(&self) -> Option<bool> {
+        let mut state = self.state.lock();
+        let reading = state.reading.as_ref()?;
+        let all = reading.any.is_empty();
+        if all && reading.all.is_empty() {
+            state.reading = None;
+            return None;
+        }
+        Some(all)
+    }
+
+    /// Tells those who waited for what is known now, or all that it cannot be had.
+    fn learnt(&self, read: Result<()>) {
+        let waiting = {
+            let mut state = self.state.lock();
+            let Some(reading) = &mut state.reading else { return };
+            let mut waiting = std::mem::take(&mut reading.any);
+            if read.is_err() || self.has_learnt(true) {
+                waiting.append(&mut reading.all);
             }
+            waiting
         };
-        Known::read(&store, &header, seal).await
+        waiting.into_iter().for_each(|wake| wake(read.clone().map(|()| None)));
+    }
+
+    /// Reads all of the table, or its root if it has one.
+    async fn read(&self, vault: &Arc<Vault>, all: bool) -> Result<()> {
+        if self.has_learnt(all) {
+            return Ok(());
+        }
+        let store = self.store(vault).await?;
+        let (header, seal) = match self.partial.get() {
+            Some(partial) => (partial.header.clone(), partial.seal.clone()),
+            None => self.header(vault, &store).await?,
+        };
+        if !all && let Some(root) = header.root(&store).await? {
+            let partial = Partial::new(header, seal, root)?;
+            self.partial.get_or_init(|| partial);
+            return Ok(());
+        }
+        let known = Known::read(&store, &header, seal).await?;
+        self.known.get_or_init(|| known);
+        if let Some(partial) = self.partial.get() {
+            partial.clear();
+        }
+        Ok(())
+    }
+
+    async fn header(&self, vault: &Arc<Vault>, store: &Store) -> Result<(Header, Seal)> {
+        if let Some(opened) = self.state.lock().header.take() {
+            return Ok(opened);
+        }
+        let key = header::key(&self.place.copy, &self.place.snapshot);
+        let header = Header::read(store, &key).await.map_err(|error| missing(&key, error))?;
+        let seal = Seal::of(&vault.engine, store, &header).await?;
+        Ok((header, seal))
     }
 
     /// The store, made sure of once until it fails.
@@ -265,15 +311,15 @@ impl CopyOrigin {
         Ok(store)
     }
 
-    /// Has a chunk fetched, unless it is there or under way.
-    fn fetch(self: &Arc<Self>, chunk: u32, wake: Wake, urgent: bool) {
+    /// Has something fetched, unless it is there or under way.
+    fn fetch(self: &Arc<Self>, wanted: Wanted, wake: Wake, urgent: bool) {
         let Some(vault) = self.vault.upgrade() else { return wake(Err(closing())) };
         let mut state = self.state.lock();
-        if let Some(fetched) = vault.fetching.kept.lock().get((self.serial, chunk)) {
+        if let Some(fetched) = vault.fetching.kept.lock().get((self.serial, wanted)) {
             drop(state);
             return wake(Ok(Some(fetched)));
         }
-        if let Some(under_way) = state.under_way.get_mut(&chunk) {
+        if let Some(under_way) = state.under_way.get_mut(&wanted) {
             under_way.waiting.push(wake);
             if urgent {
                 under_way.hurry.notify_one();
@@ -282,7 +328,7 @@ impl CopyOrigin {
         }
         let hurry = Arc::new(Notify::new());
         let under_way = UnderWay { waiting: vec![wake], hurry: Arc::clone(&hurry) };
-        state.under_way.insert(chunk, under_way);
+        state.under_way.insert(wanted, under_way);
         drop(state);
         if urgent {
             hurry.notify_one();
@@ -301,63 +347,83 @@ impl CopyOrigin {
             let handle = vault.handle.clone();
             handle.spawn_blocking(move || {
                 let got = permit.map_err(|_| closing()).and_then(|permit| {
-                    let got = origin.get(&vault, chunk, asked);
+                    let got = origin.get(&vault, wanted, asked);
                     drop(permit);
                     got
                 });
-                origin.done(&vault, chunk, got);
+                origin.done(&vault, wanted, got);
             });
         });
     }
 
-    fn get(
-        self: &Arc<Self>,
-        vault: &Arc<Vault>,
-        chunk: u32,
-        asked: Instant,
-    ) -> Result<Arc<Fetched>> {
+    fn get(self: &Arc<Self>, vault: &Arc<Vault>, wanted: Wanted, asked: Instant) -> Answer {
         let failed = self.state.lock().failed.clone();
         if let Some((_, error)) = failed.filter(|(at, _)| *at > asked) {
             return Err(error);
         }
-        let got = vault.attend(within(self.get_now(vault, chunk)));
+        let got = vault.attend(within(self.get_now(vault, wanted)));
         self.note(vault, got.as_ref().err());
         got
     }
 
-    async fn get_now(&self, vault: &Arc<Vault>, chunk: u32) -> Result<Arc<Fetched>> {
-        let known = self.known.get().ok_or_else(|| Error::internal("no index"))?;
-        let (wanted, spans) = (known.index.chunk(chunk).clone(), known.index.spans(chunk));
+    async fn get_now(&self, vault: &Arc<Vault>, wanted: Wanted) -> Answer {
+        let Some(errand) = self.errand(wanted)? else { return Ok(None) };
         let store = self.store(vault).await?;
         let pacer = vault.pacer(&vault.engine.repo(&self.place.repo)?);
-        let key = wanted.key();
         let mut again = true;
         loop {
-            pacer.pass(wanted.stored as usize).await;
-            let bytes = store.get(&key, OBJECT_MAX).await;
-            let bytes = bytes.map_err(|error| missing(&key, error))?;
-            match unpack(&wanted, &bytes, &known.seal) {
-                Ok(bytes) => return Ok(Arc::new(Fetched { spans, bytes })),
+            let (key, bytes) = match &errand {
+                Errand::Part(partial, id) => {
+                    let key = partial.header.table_key();
+                    let bytes = store.get_range(&key, partial.range(*id)?).await;
+                    (key, bytes)
+                }
+                Errand::Chunk(chunk, ..) => {
+                    pacer.pass(chunk.stored as usize).await;
+                    let bytes = store.get(&chunk.key(), OBJECT_MAX).await;
+                    (chunk.key(), bytes)
+                }
+            };
+            match errand.end(&bytes.map_err(|error| missing(&key, error))?) {
                 // Damaged on the way, perhaps.
                 Err(_) if again => again = false,
-                Err(error) => return Err(error),
+                got => return got,
+            }
+        }
+    }
+
+    /// What has to be read; nothing when all of the table has been read meanwhile.
+    fn errand(&self, wanted: Wanted) -> Result<Option<Errand<'_>>> {
+        let partial = self.partial.get().filter(|_| self.known.get().is_none());
+        match (wanted, partial) {
+            (Wanted::Part(id), partial) => Ok(partial.map(|partial| Errand::Part(partial, id))),
+            (Wanted::Chunk(number, Some(part)), Some(partial)) => {
+                match partial.chunk(number, part)? {
+                    Some((chunk, spans)) => Ok(Some(Errand::Chunk(chunk, spans, &partial.seal))),
+                    None => self.errand(Wanted::Chunk(number, None)),
+                }
+            }
+            (Wanted::Chunk(number, _), _) => {
+                let known = self.known.get().ok_or_else(|| Error::internal("no index"))?;
+                let (chunk, spans) = (known.index.chunk(number).clone(), known.index.spans(number));
+                Ok(Some(Errand::Chunk(chunk, spans, &known.seal)))
             }
         }
     }
 
     /// Passes on what came, and stores it. The thread may wait.
-    fn done(self: &Arc<Self>, vault: &Arc<Vault>, chunk: u32, got: Result<Arc<Fetched>>) {
+    fn done(self: &Arc<Self>, vault: &Arc<Vault>, wanted: Wanted, got: Answer) {
         let waiting = {
             let mut state = self.state.lock();
-            if let Ok(fetched) = &got {
-                vault.fetching.kept.lock().put((self.serial, chunk), fetched);
+            if let Ok(Some(fetched)) = &got {
+                vault.fetching.kept.lock().put((self.serial, wanted), fetched);
             }
-            state.under_way.remove(&chunk).map(|one| one.waiting).unwrap_or_default()
+            state.under_way.remove(&wanted).map(|one| one.waiting).unwrap_or_default()
         };
-        let answer = got.as_ref().map(|got| Some(Arc::clone(got))).map_err(told);
+        let answer = got.clone().map_err(|error| told(&error));
         waiting.into_iter().for_each(|wake| wake(answer.clone()));
         let disk = self.disk.as_ref().and_then(|(_, disk)| disk.upgrade());
-        if let (Ok(fetched), Some(disk)) = (got, disk)
+        if let (Ok(Some(fetched)), Some(disk)) = (got, disk)
             && let Err(error) = Lane::new(&disk).adopt(&fetched)
         {
             // It is read all the same; the fill tells of it.
@@ -409,7 +475,26 @@ impl CopyOrigin {
             if step == Some(0) { 0 } else { state.window }
         };
         for next in index.behind(chunk, count) {
-            self.fetch(next, Box::new(|_| {}), false);
+            self.fetch(Wanted::Chunk(next, None), Box::new(|_| {}), false);
+        }
+    }
+}
+
+/// What is read of the repository for somebody.
+enum Errand<'a> {
+    Part(&'a Partial, PartId),
+    Chunk(Chunk, Vec<Span>, &'a Seal),
+}
+
+impl Errand<'_> {
+    /// Makes use of what was read.
+    fn end(&self, bytes: &[u8]) -> Answer {
+        match self {
+            Errand::Part(partial, id) => partial.put(*id, bytes).map(|()| None),
+            Errand::Chunk(chunk, spans, seal) => {
+                let bytes = unpack(chunk, bytes, seal)?;
+                Ok(Some(Arc::new(Fetched { spans: spans.clone(), bytes })))
+            }
         }
     }
 }
@@ -419,17 +504,31 @@ impl Origin for Arc<CopyOrigin> {
         self.known.get().is_some()
     }
 
+    fn has(&self, lba: Lba) -> Option<bool> {
+        match (self.index(), self.partial.get()) {
+            (Some(index), _) => Some(index.chunk_of(lba).is_some()),
+            (None, Some(partial)) => partial.has(lba),
+            (None, None) => None,
+        }
+    }
+
     fn next(&self, from: u64) -> Option<BlockRange> {
         self.index()?.next(from)
     }
 
     fn ask(&self, need: Need, wake: Wake) {
-        let (Need::Block(lba), Some(index)) = (need, self.index()) else {
-            return self.ask_index(wake);
-        };
-        let Some(chunk) = index.chunk_of(lba) else { return wake(Ok(None)) };
-        self.fetch(chunk, wake, true);
-        self.look_ahead(index, chunk);
+        let Need::Block(lba) = need else { return self.learn(wake, true) };
+        if let Some(index) = self.index() {
+            let Some(chunk) = index.chunk_of(lba) else { return wake(Ok(None)) };
+            self.fetch(Wanted::Chunk(chunk, None), wake, true);
+            return self.look_ahead(index, chunk);
+        }
+        let Some(partial) = self.partial.get() else { return self.learn(wake, false) };
+        match partial.place(lba) {
+            Found::Nowhere => wake(Ok(None)),
+            Found::Behind(part) => self.fetch(Wanted::Part(part), wake, true),
+            Found::In { chunk, part } => self.fetch(Wanted::Chunk(chunk, Some(part)), wake, true),
+        }
     }
 }
 
@@ -443,6 +542,7 @@ impl Origins for Readers {
         let Source { repo, copy, snapshot, .. } = source.clone();
         let origin = CopyOrigin::new(&vault, Place { repo, copy, snapshot }, None);
         origin.prepare();
+        origin.prepare_all(&vault);
         Ok(Arc::new(origin))
     }
 }

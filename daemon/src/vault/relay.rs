@@ -13,14 +13,14 @@ use std::time::Instant;
 use tokio::task::JoinSet;
 
 use super::chunk::{OBJECT_MAX, check};
-use super::format::{RECORD_MAX, open, sha256_hex};
+use super::format::{RECORD_MAX, open};
 use super::header::{self, COPIES, Header, Origin, UPLOADS, Upload, missing};
 use super::seal::Seal;
 use super::store::Store;
 use super::table::{Chunk, Table};
 use super::upload::{MARK_EVERY, PARALLEL, drain, mark, publish, unmark};
 use super::work::{Pacer, Work};
-use super::{Vault, open_repo};
+use super::{Vault, open_repo, parts};
 use crate::engine::copies::{CopyRecord, Place};
 use crate::engine::now;
 use crate::error::{Error, ErrorKind, Result};
@@ -145,7 +145,6 @@ impl Way<'_> {
             None => Chunk { owner: Arc::clone(&own), ..chunk.clone() },
         });
         let table = Table { chunks: chunks.collect(), pieces: table.pieces };
-        let bytes = table.encode()?;
         let needed: HashSet<String> =
             table.chunks.iter().filter(|chunk| chunk.owner == own).map(Chunk::key).collect();
         let old = &self.header;
@@ -156,10 +155,6 @@ impl Way<'_> {
             description: self.copy.description.clone(),
             tags: self.copy.tags.clone(),
             base,
-            table_sum: sha256_hex(&bytes),
-            table_stored: bytes.len() as u64,
-            table_raw: table.encoded_bytes(),
-            owners: table.owners(),
             new_bytes: new.iter().map(|chunk| u64::from(chunk.raw)).sum(),
             new_stored: new.iter().map(|chunk| u64::from(chunk.stored)).sum(),
             source: Some(Origin {
@@ -173,6 +168,13 @@ impl Way<'_> {
         {
             sealed.wrapped = wrapped;
         }
+        // The sum of an encrypted copy is made over parts of that size, or over the whole.
+        let rows = match (&header.sealed, &header.parts) {
+            (None, _) => parts::rows_of(&table),
+            (Some(_), parts) => parts.as_ref().map(|parts| parts.rows),
+        };
+        let bytes = header.set_table(&table, rows)?;
+        header.version = header.right_version();
         publish(self.work, &self.target.store, &header, bytes, &needed)?;
         Ok(header)
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::format::{from_hex, hex};
 use super::header::{self, COPIES, Header, Sealed};
+use super::parts::Root;
 use super::store::Store;
 use super::table::Table;
 use crate::crypt::copy::CopyKey;
@@ -75,9 +76,21 @@ impl Seal {
     /// # Errors
     /// `Corrupt`.
     pub fn check(&self, header: &Header, table: &Table) -> Result<()> {
+        self.check_contents(header, || header.contents(table))
+    }
+
+    /// As [`Seal::check`], of a table in parts by what its root says of them.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn check_root(&self, header: &Header, root: &Root) -> Result<()> {
+        self.check_contents(header, || root.contents_sum())
+    }
+
+    fn check_contents(&self, header: &Header, contents: impl FnOnce() -> String) -> Result<()> {
         let (Seal::Sealed(key), Some(sealed)) = (self, &header.sealed) else { return Ok(()) };
         let sum = from_hex(&sealed.sum).unwrap_or_default();
-        match key.is_sum(&header.signed(table), &sum) {
+        match key.is_sum(&header.signed(&contents()), &sum) {
             true => Ok(()),
             false => Err(Error::corrupt(format!(
                 "{} in the repository is damaged: it is not what its key was used for",
@@ -130,7 +143,8 @@ impl Sealing {
     /// There is no key.
     pub fn sign(&self, header: &Header, table: &Table) -> Result<Option<Sealed>> {
         let key = self.seal.key()?;
-        let sum = key.map(|key| hex(&key.sum(&header.signed(table)))).unwrap_or_default();
+        let signed = |key: &CopyKey| key.sum(&header.signed(&header.contents(table)));
+        let sum = key.map(|key| hex(&signed(key))).unwrap_or_default();
         Ok(self.sealed.clone().map(|sealed| Sealed { sum, ..sealed }))
     }
 }

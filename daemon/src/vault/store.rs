@@ -1,9 +1,10 @@
-//! The object store of a repository: whole objects, put, read, listed and deleted, with retries.
+//! The object store of a repository: objects, put, read, listed and deleted, with retries.
 //!
 //! Invariants: an object that is put as new is never overwritten, whatever is retried; no object is read
 //! beyond the length it may have; errors say which repository and which object, and no credentials.
-//! Absent: what objects mean (`format.rs`), and parts of objects.
+//! Absent: what objects mean (`format.rs`); writing parts of objects.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,6 +65,16 @@ impl Store {
                 "repository {name}: {key} has {size} bytes, at most {limit} are right"
             ))
         })
+    }
+
+    /// Reads some bytes of an object: those that are there, when it is shorter.
+    ///
+    /// # Errors
+    /// `NotFound`; the store does not answer.
+    pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>> {
+        let path = Path::from(key);
+        let read = async || self.inner.get_range(&path, range.clone()).await;
+        self.patiently(key, "read", read).await.map(|bytes| bytes.to_vec())
     }
 
     /// Writes an object; one with that key is replaced.

@@ -2,7 +2,7 @@
 //!
 //! Invariants: pieces are in order, do not overlap, and lie within the disk and within their chunks; a table is
 //! complete in itself, also when most of its chunks were sent with earlier copies.
-//! Absent: the data (`chunk.rs`). FORMAT-VAULT.md has the bytes.
+//! Absent: the data (`chunk.rs`); large tables, which are cut into parts (`parts.rs`). FORMAT-VAULT.md has the bytes.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use crate::units::{BLOCK_SIZE, CopyId};
 use super::format::{hex, sha256_hex};
 
 const MAGIC: &[u8; 8] = b"ROWDTAB1";
-const CHUNK_ROW: usize = 44;
-const PIECE_ROW: usize = 20;
+pub const CHUNK_ROW: usize = 44;
+pub const PIECE_ROW: usize = 20;
 const LEVEL: i32 = 3;
 /// Bytes of an encoded table before compression: 25 million pieces.
 pub const TABLE_MAX: u64 = 512 << 20;
@@ -38,7 +38,8 @@ impl Chunk {
         format!("chunks/{}/{}", self.owner, hex(&self.sum))
     }
 
-    fn put(&self, raw: &mut Vec<u8>) {
+    /// Its row without its owner.
+    pub fn put(&self, raw: &mut Vec<u8>) {
         raw.extend_from_slice(&self.sum);
         raw.extend_from_slice(&self.raw.to_le_bytes());
         raw.extend_from_slice(&self.stored.to_le_bytes());
@@ -63,7 +64,8 @@ impl Piece {
         self.start + u64::from(self.blocks)
     }
 
-    fn put(&self, raw: &mut Vec<u8>) {
+    /// Its row.
+    pub fn put(&self, raw: &mut Vec<u8>) {
         raw.extend_from_slice(&self.start.to_le_bytes());
         for field in [self.blocks, self.chunk, self.at] {
             raw.extend_from_slice(&field.to_le_bytes());
@@ -160,34 +162,35 @@ impl Table {
         (MAGIC.len() + 12 + owners + rows) as u64
     }
 
-    /// The table as bytes.
+    /// The table as bytes, in one piece.
     ///
     /// # Errors
     /// It is too large.
     pub fn encode(&self) -> Result<Vec<u8>> {
         let owners = self.owners();
-        let number = |count: usize| {
-            u32::try_from(count)
-                .map_err(|_| Error::invalid("the disk is too fragmented to be copied"))
-        };
-        let mut raw = MAGIC.to_vec();
+        let mut raw = self.head(MAGIC, &owners)?;
+        put_chunks(&mut raw, &owners, &self.chunks)?;
+        self.pieces.iter().for_each(|piece| piece.put(&mut raw));
+        pack(&raw)
+    }
+
+    /// What a table begins with: what it is, how much of everything there is, and the owners.
+    ///
+    /// # Errors
+    /// It is too large.
+    pub fn head(&self, magic: &[u8; 8], owners: &[CopyId]) -> Result<Vec<u8>> {
+        if self.encoded_bytes() > TABLE_MAX {
+            return Err(too_large());
+        }
+        let mut raw = magic.to_vec();
         for count in [owners.len(), self.chunks.len(), self.pieces.len()] {
             raw.extend_from_slice(&number(count)?.to_le_bytes());
         }
-        for owner in &owners {
+        for owner in owners {
             raw.extend_from_slice(&number(owner.as_str().len())?.to_le_bytes());
             raw.extend_from_slice(owner.as_str().as_bytes());
         }
-        for chunk in &self.chunks {
-            let owner = owners.binary_search(&chunk.owner).unwrap_or_default();
-            raw.extend_from_slice(&number(owner)?.to_le_bytes());
-            chunk.put(&mut raw);
-        }
-        self.pieces.iter().for_each(|piece| piece.put(&mut raw));
-        if raw.len() as u64 > TABLE_MAX {
-            return Err(Error::invalid("the disk is too fragmented to be copied"));
-        }
-        zstd::bulk::compress(&raw, LEVEL).map_err(|e| Error::internal(format!("compress: {e}")))
+        Ok(raw)
     }
 
     /// Reads a table of a disk of `size` bytes.
@@ -198,7 +201,7 @@ impl Table {
         let damaged =
             |why: &str| Error::corrupt(format!("{key} in the repository is damaged: {why}"));
         let room = usize::try_from(raw_bytes.min(TABLE_MAX)).unwrap_or(0);
-        let raw = zstd::bulk::decompress(bytes, room).map_err(|e| damaged(&e.to_string()))?;
+        let raw = unpack(bytes, room).map_err(|why| damaged(&why))?;
         let mut reader = Reader { rest: &raw };
         let table = read(&mut reader).ok_or_else(|| damaged("it is cut short"))?;
         if !reader.rest.is_empty() {
@@ -208,7 +211,11 @@ impl Table {
         Ok(table)
     }
 
-    fn check(&self, blocks: u64) -> Result<(), &'static str> {
+    /// Whether its pieces are as they have to be, on a disk of so many blocks.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check(&self, blocks: u64) -> Result<(), &'static str> {
         let mut end = 0;
         for piece in &self.pieces {
             let Some(chunk) = self.chunks.get(piece.chunk as usize) else {
@@ -237,47 +244,117 @@ fn cut(piece: Piece, block: u64) -> (Piece, Piece) {
     (before, behind)
 }
 
-fn read(reader: &mut Reader<'_>) -> Option<Table> {
-    if reader.take(MAGIC.len())? != MAGIC {
-        return None;
-    }
-    let (owners, chunks, pieces) = (reader.count()?, reader.count()?, reader.count()?);
-    let mut names = Vec::new();
-    for _ in 0..owners {
-        let length = reader.count()?;
-        let name = std::str::from_utf8(reader.take(length)?).ok()?;
-        names.push(Arc::new(CopyId::from(name)));
-    }
-    let mut rows = Reader { rest: reader.take(chunks.checked_mul(CHUNK_ROW)?)? };
-    let mut table = Table { chunks: Vec::with_capacity(chunks), pieces: Vec::new() };
-    for _ in 0..chunks {
-        let owner = names.get(rows.count()?)?.clone();
-        let sum = rows.take(32)?.try_into().ok()?;
-        table.chunks.push(Chunk { owner, sum, raw: rows.number()?, stored: rows.number()? });
-    }
-    let mut rows = Reader { rest: reader.take(pieces.checked_mul(PIECE_ROW)?)? };
-    table.pieces.reserve_exact(pieces);
-    for _ in 0..pieces {
-        let start = u64::from_le_bytes(rows.take(8)?.try_into().ok()?);
-        let (blocks, chunk, at) = (rows.number()?, rows.number()?, rows.number()?);
-        table.pieces.push(Piece { start, blocks, chunk, at });
-    }
-    Some(table)
+fn number(count: usize) -> Result<u32> {
+    u32::try_from(count).map_err(|_| too_large())
 }
 
-struct Reader<'a> {
-    rest: &'a [u8],
+fn too_large() -> Error {
+    Error::invalid("the disk is too fragmented to be copied")
+}
+
+/// Rows of chunks, whose owners are among those.
+///
+/// # Errors
+/// There are too many.
+pub fn put_chunks(raw: &mut Vec<u8>, owners: &[CopyId], chunks: &[Chunk]) -> Result<()> {
+    for chunk in chunks {
+        let owner = owners.binary_search(&chunk.owner).unwrap_or_default();
+        raw.extend_from_slice(&number(owner)?.to_le_bytes());
+        chunk.put(raw);
+    }
+    Ok(())
+}
+
+/// Compresses a table, or a part of one.
+///
+/// # Errors
+/// It cannot be compressed, which is a fault of ours.
+pub fn pack(raw: &[u8]) -> Result<Vec<u8>> {
+    zstd::bulk::compress(raw, LEVEL).map_err(|e| Error::internal(format!("compress: {e}")))
+}
+
+/// What [`pack`] made smaller: at most `room` bytes.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn unpack(bytes: &[u8], room: usize) -> Result<Vec<u8>, String> {
+    zstd::bulk::decompress(bytes, room).map_err(|e| e.to_string())
+}
+
+/// What is in front of the rows.
+pub struct Head {
+    pub owners: Vec<Arc<CopyId>>,
+    pub chunks: usize,
+    pub pieces: usize,
+}
+
+/// Reads what [`Table::head`] wrote; nothing when it is not that.
+pub fn read_head(reader: &mut Reader<'_>, magic: &[u8; 8]) -> Option<Head> {
+    if reader.take(magic.len())? != magic {
+        return None;
+    }
+    let (count, chunks, pieces) = (reader.count()?, reader.count()?, reader.count()?);
+    let mut owners = Vec::new();
+    for _ in 0..count {
+        let length = reader.count()?;
+        let name = std::str::from_utf8(reader.take(length)?).ok()?;
+        owners.push(Arc::new(CopyId::from(name)));
+    }
+    Some(Head { owners, chunks, pieces })
+}
+
+/// Reads so many rows of chunks.
+pub fn read_chunks(
+    reader: &mut Reader<'_>,
+    owners: &[Arc<CopyId>],
+    count: usize,
+) -> Option<Vec<Chunk>> {
+    let mut rows = Reader { rest: reader.take(count.checked_mul(CHUNK_ROW)?)? };
+    let mut chunks = Vec::with_capacity(count);
+    for _ in 0..count {
+        let owner = owners.get(rows.count()?)?.clone();
+        let sum = rows.take(32)?.try_into().ok()?;
+        chunks.push(Chunk { owner, sum, raw: rows.number()?, stored: rows.number()? });
+    }
+    Some(chunks)
+}
+
+/// Reads so many rows of pieces.
+pub fn read_pieces(reader: &mut Reader<'_>, count: usize) -> Option<Vec<Piece>> {
+    let mut rows = Reader { rest: reader.take(count.checked_mul(PIECE_ROW)?)? };
+    let mut pieces = Vec::with_capacity(count);
+    for _ in 0..count {
+        let start = rows.long()?;
+        let (blocks, chunk, at) = (rows.number()?, rows.number()?, rows.number()?);
+        pieces.push(Piece { start, blocks, chunk, at });
+    }
+    Some(pieces)
+}
+
+fn read(reader: &mut Reader<'_>) -> Option<Table> {
+    let head = read_head(reader, MAGIC)?;
+    let chunks = read_chunks(reader, &head.owners, head.chunks)?;
+    Some(Table { chunks, pieces: read_pieces(reader, head.pieces)? })
+}
+
+/// Bytes that are read from their beginning on.
+pub struct Reader<'a> {
+    pub rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+    pub fn take(&mut self, length: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.rest.split_at_checked(length)?;
         self.rest = rest;
         Some(taken)
     }
 
-    fn number(&mut self) -> Option<u32> {
+    pub fn number(&mut self) -> Option<u32> {
         Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
+    }
+
+    pub fn long(&mut self) -> Option<u64> {
+        Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
     }
 
     fn count(&mut self) -> Option<usize> {

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::chunk::{CHUNK_BYTES, pack};
-use super::format::{SEALED_VERSION, VERSION, hex, seal, sha256_hex};
+use super::format::{VERSION, hex, seal};
 use super::header::{self, COPIES, Header, UPLOADS, Upload};
-use super::open_repo;
 use super::seal::{Seal, Sealing};
 use super::store::Store;
 use super::table::{Chunk, Piece, Table};
 use super::work::{Pacer, Ticket, Work};
+use super::{open_repo, parts};
 use crate::disk::lane::Lane;
 use crate::engine::api::{Change, SnapshotInfo};
 use crate::engine::copies::{Base, CopyRecord};
@@ -311,7 +311,6 @@ fn commit(
     ranges.push((info.size / BLOCK_SIZE, u64::MAX));
     let (base, old) = base.map_or((None, Table::default()), |(h, table)| (Some(h.id), table));
     let table = old.with(&ranges, &new);
-    let bytes = table.encode()?;
     let mut header = Header {
         version: VERSION,
         id: copy.id.clone(),
@@ -327,20 +326,21 @@ fn commit(
         description: copy.description.clone(),
         tags: copy.tags.clone(),
         base,
-        table_sum: sha256_hex(&bytes),
-        table_stored: bytes.len() as u64,
-        table_raw: table.encoded_bytes(),
-        owners: table.owners(),
+        // What the table says is added to it.
+        table_sum: String::new(),
+        table_stored: 0,
+        table_raw: 0,
+        parts: None,
+        owners: Vec::new(),
         data_bytes: table.pieces.iter().map(|p| u64::from(p.blocks) * BLOCK_SIZE).sum(),
         new_bytes: new.chunks.iter().map(|chunk| u64::from(chunk.raw)).sum(),
         new_stored: new.chunks.iter().map(|chunk| u64::from(chunk.stored)).sum(),
         source: None,
         sealed: None,
     };
+    let bytes = header.set_table(&table, parts::rows_of(&table))?;
     header.sealed = sealing.sign(&header, &table)?;
-    if header.sealed.is_some() {
-        header.version = SEALED_VERSION;
-    }
+    header.version = header.right_version();
     let needed: HashSet<String> = new
         .chunks
         .iter()

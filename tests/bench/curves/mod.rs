@@ -9,6 +9,7 @@ mod change;
 mod copy;
 mod depth;
 mod group;
+mod lazy;
 mod live;
 mod scale;
 mod space;
@@ -69,6 +70,7 @@ pub const CURVES: &[(&str, Curve)] = &[
     ("empty", space::empty),
     ("copy", copy::curve),
     ("access", access::curve),
+    ("lazy", lazy::curve),
     ("scale", scale::curve),
 ];
 

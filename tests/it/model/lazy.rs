@@ -4,15 +4,15 @@
 //! refused for because it is not filled, it is refused for that reason, and nothing changes.
 //! Absent: repositories (`vault/`); here the copy is in memory and answers at once.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
 use rowd::disk::lane::Lane;
 use rowd::disk::lazy::{Fetched, Need, Origin, Span, Wake};
 use rowd::engine::api::DiskSpec;
 use rowd::engine::copies::Source;
 use rowd::error::ErrorKind;
-use rowd::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, CopyId, SnapshotId};
+use rowd::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, CopyId, Lba, SnapshotId};
 
 use super::machine::{BY, DISKS_MAX, Machine, Outcome, text};
 use super::power::Random;
@@ -20,11 +20,15 @@ use super::reference::Effect;
 
 /// Blocks of the disk that one chunk may hold some of.
 const CHUNK: u64 = 24;
+/// Blocks of the disk that a part of the table tells of.
+const PART: u64 = 100;
 
 /// A copy in memory.
 #[derive(Debug)]
 pub struct Copied {
     pub blocks: BTreeMap<u64, Vec<u8>>,
+    /// The parts of its table that somebody has asked for; nothing when all of it is known.
+    parts: Mutex<Option<BTreeSet<u64>>>,
 }
 
 impl Copied {
@@ -40,7 +44,12 @@ impl Copied {
             }
             at += 12 + random.below(90);
         }
-        Copied { blocks: chosen }
+        Copied::of(chosen)
+    }
+
+    /// Of these blocks; nobody knows yet which they are.
+    pub fn of(blocks: BTreeMap<u64, Vec<u8>>) -> Copied {
+        Copied { blocks, parts: Mutex::new(Some(BTreeSet::new())) }
     }
 
     /// The chunk that a block is in.
@@ -58,19 +67,36 @@ impl Copied {
 
 impl Origin for Copied {
     fn is_known(&self) -> bool {
-        true
+        self.parts.lock().unwrap().is_none()
+    }
+
+    fn has(&self, lba: Lba) -> Option<bool> {
+        let parts = self.parts.lock().unwrap();
+        let known = parts.as_ref().is_none_or(|parts| parts.contains(&(lba.0 / PART)));
+        known.then(|| self.blocks.contains_key(&lba.0))
     }
 
     fn next(&self, from: u64) -> Option<BlockRange> {
+        assert!(self.is_known(), "nobody asks what is next before it is known");
         let (first, _) = self.blocks.range(from..).next()?;
         Some(BlockRange::new(*first, first + 1))
     }
 
     fn ask(&self, need: Need, wake: Wake) {
-        wake(Ok(match need {
-            Need::Index => None,
-            Need::Block(lba) => Some(Arc::new(self.chunk(lba.0))),
-        }));
+        let mut parts = self.parts.lock().unwrap();
+        let found = match need {
+            Need::Index => {
+                *parts = None;
+                None
+            }
+            // First the part that tells of it; who is told to look again asks again.
+            Need::Block(lba) => {
+                let is_new = parts.as_mut().is_some_and(|parts| parts.insert(lba.0 / PART));
+                (!is_new).then(|| Arc::new(self.chunk(lba.0)))
+            }
+        };
+        drop(parts);
+        wake(Ok(found));
     }
 }
 

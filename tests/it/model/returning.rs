@@ -90,7 +90,7 @@ impl Machine {
         let disk = &mut self.reference.disks[at];
         disk.size = disk.size.max(to.size);
         let blocks = blocks.into_iter().map(|(lba, stored)| (lba, stored.bytes.to_vec())).collect();
-        self.origins.insert(id, Arc::new(Copied { blocks }));
+        self.origins.insert(id, Arc::new(Copied::of(blocks)));
         self.connect()?;
         self.compare_stored(at)
     }
