@@ -22,6 +22,7 @@ pub mod proxy;
 mod relay;
 mod repos;
 mod returning;
+mod reuse;
 pub mod server;
 mod trouble;
 mod two;

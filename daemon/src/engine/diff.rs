@@ -80,7 +80,7 @@ impl Engine {
         }
     }
 
-    fn open_held(&self, id: &SnapshotId) -> Result<Arc<Disk>> {
+    pub(super) fn open_held(&self, id: &SnapshotId) -> Result<Arc<Disk>> {
         let snapshot = self.snapshot_record(id)?;
         self.check_held(&snapshot)?;
         Ok(self.open_snapshot(&snapshot))

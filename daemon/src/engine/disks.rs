@@ -78,6 +78,7 @@ impl Engine {
             attachment: None,
             policy: spec.policy.map(|id| self.applied(id)).transpose()?,
             delete_auto: spec.delete_auto,
+            filled: None,
         };
         self.check_one_policy(&disk)?;
         let disk = NewDisk { disk, parent, key };

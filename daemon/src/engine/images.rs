@@ -277,6 +277,7 @@ impl Engine {
                 attachment: None,
                 policy: None,
                 delete_auto: false,
+                filled: None,
             };
             disks.push(NewDisk { disk, parent, key });
         }

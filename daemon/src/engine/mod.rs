@@ -17,6 +17,7 @@ pub mod copies;
 mod diff;
 mod disks;
 mod exports;
+pub mod filled;
 pub mod filling;
 mod freed;
 pub mod groups;
@@ -69,6 +70,7 @@ use catalogue::{Catalogue, Cut, DiskRecord, Entry, NewDisk, Op, SnapshotRecord, 
 pub use clients::{ClientGuard, Hangup, Pin};
 pub use disks::{RETURNED, TAGS_MAX};
 pub use exports::{Origins, Target};
+use filled::Filled;
 pub use names::SnapshotName;
 
 /// The largest pool: block numbers have 40 bits, and the journal takes some of them.
@@ -369,7 +371,8 @@ impl Engine {
 
     fn apply_filling(&self, catalogue: &mut Catalogue, op: Op) -> Result<()> {
         match op {
-            Op::DiskFill { disk, filling } => {
+            Op::DiskFill { mut disk, filling } => {
+                disk.disk.filled = Some(Filled::from(&filling, disk.disk.head));
                 // First, so that the disk goes live as one that is being filled.
                 catalogue.put_filling(filling);
                 self.apply_new_disk(catalogue, disk);

@@ -14,6 +14,7 @@ use super::api::{Actor, Rollback};
 use super::catalogue::{Catalogue, DiskRecord, Op, SnapshotRecord};
 use super::copies::{Filling, Source};
 use super::disks::told;
+use super::filled::Filled;
 use super::filling::FETCH;
 use super::{Engine, Head, RETURNED, known};
 use crate::disk::lane::Lane;
@@ -207,8 +208,13 @@ impl Engine {
         match op {
             Op::DiskReturn { turn, filling, .. } => {
                 // First, so that the disk goes live as one that is being filled.
+                let (id, filled) = (turn.disk.clone(), Filled::from(&filling, turn.head));
                 catalogue.put_filling(filling);
-                self.apply_turns(catalogue, vec![turn], heads)
+                self.apply_turns(catalogue, vec![turn], heads)?;
+                let mut disk = known(catalogue.disks.get(&id).cloned())?;
+                disk.filled = Some(filled);
+                catalogue.put_disk(disk);
+                Ok(())
             }
             Op::DiskAbandon { id, head: next, parent, size } => {
                 catalogue.remove_filling(&id);

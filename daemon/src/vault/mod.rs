@@ -24,6 +24,7 @@ mod partial;
 mod parts;
 mod relay;
 pub mod returning;
+mod reuse;
 mod seal;
 mod store;
 mod sweep;

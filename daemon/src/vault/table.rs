@@ -4,6 +4,7 @@
 //! complete in itself, also when most of its chunks were sent with earlier copies.
 //! Absent: the data (`chunk.rs`); large tables, which are cut into parts (`parts.rs`). FORMAT-VAULT.md has the bytes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -117,6 +118,26 @@ impl Table {
         pieces.sort_unstable_by_key(|piece| piece.start);
         let chunks = self.chunks.iter().chain(&new.chunks).cloned().collect();
         Table { chunks, pieces }.without_unused()
+    }
+
+    /// This table with the blocks of another one in it, which it does not have.
+    #[must_use]
+    pub fn join(mut self, other: Table) -> Table {
+        if other.pieces.is_empty() {
+            return self;
+        }
+        let numbers = (0u32..).zip(&self.chunks).map(|(number, chunk)| (chunk.clone(), number));
+        let mut place: HashMap<Chunk, u32> = numbers.collect();
+        for piece in other.pieces {
+            let chunk = &other.chunks[piece.chunk as usize];
+            let number = *place.entry(chunk.clone()).or_insert_with(|| {
+                self.chunks.push(chunk.clone());
+                u32::try_from(self.chunks.len() - 1).unwrap_or(u32::MAX)
+            });
+            self.pieces.push(Piece { chunk: number, ..piece });
+        }
+        self.pieces.sort_unstable_by_key(|piece| piece.start);
+        self.without_unused()
     }
 
     fn without_unused(mut self) -> Table {
@@ -424,6 +445,10 @@ mod tests {
                 })
                 .collect();
             prop_assert_eq!(owners(&merged), expected);
+            let (mut rest, mut again) = (merged.clone(), merged.clone());
+            rest.pieces.retain(|piece| piece.start % 2 == 0);
+            again.pieces.retain(|piece| piece.start % 2 == 1);
+            prop_assert_eq!(rest.join(again), merged.clone());
             let bytes = merged.encode().unwrap();
             let again = Table::decode("t", &bytes, 1 << 20, BLOCKS * BLOCK_SIZE).unwrap();
             prop_assert_eq!(again, merged);

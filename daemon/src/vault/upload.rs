@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::chunk::{CHUNK_BYTES, pack};
 use super::format::{VERSION, hex, seal};
 use super::header::{self, COPIES, Header, UPLOADS, Upload};
+use super::reuse::{Reuse, without};
 use super::seal::{Seal, Sealing};
 use super::store::Store;
 use super::table::{Chunk, Piece, Table};
@@ -43,6 +44,8 @@ struct Contents {
     changes: Vec<Change>,
     /// What was sent.
     new: Table,
+    /// What was there before, though it is not in the base.
+    reused: Table,
     sealing: Sealing,
 }
 
@@ -91,13 +94,19 @@ pub(super) fn run(work: &Work, copy: &CopyRecord) -> Result<Header> {
     faults::fail_point("copy.marked");
     let sealing = Sealing::of_snapshot(engine, &copy.snapshot)?;
     let (base, changes) = base_and_changes(work, &store, copy, &sealing)?;
+    let pacer = work.vault.pacer(&repo);
+    let mut lane = Lane::new(&target.disk);
+    let reuse = Reuse { work, store: &store, pacer: &pacer, sealing: &sealing };
+    let since = base.as_ref().map(|(base, _)| base);
+    let reused = reuse.find(copy, since, &changes, (&mut lane, info.size))?;
+    let to_send = without(&changes, &reused);
     let own = format!("chunks/{}", copy.id);
     let there: HashSet<String> = work.wait(store.list(&own))?.into_iter().collect();
     let mut sender = Sender {
         work,
         store: store.clone(),
         seal: sealing.seal.clone(),
-        pacer: work.vault.pacer(&repo),
+        pacer,
         id: copy.id.clone(),
         there: Arc::new(there),
         under_way: JoinSet::new(),
@@ -105,12 +114,14 @@ pub(super) fn run(work: &Work, copy: &CopyRecord) -> Result<Header> {
         pieces: Vec::new(),
         marked: Instant::now(),
     };
-    let new = sender.send(&mut Lane::new(&target.disk), &changes, info.size);
+    let new = sender.send(&mut lane, &to_send, info.size);
     if new.is_err() {
         drain(work, &copy.id, &mut sender.under_way);
     }
     let new = new?;
-    let header = commit(work, &store, copy, &info, Contents { base, changes, new, sealing })?;
+    let base = base.map(|(_, found)| found);
+    let contents = Contents { base, changes, new, reused, sealing };
+    let header = commit(work, &store, copy, &info, contents)?;
     work.wait(unmark(&store, &copy.id))?;
     Ok(header)
 }
@@ -232,7 +243,7 @@ pub(super) fn drain<T: 'static>(work: &Work, id: &CopyId, under_way: &mut JoinSe
 }
 
 /// A copy to build on, and what changed since then.
-type Since = (Option<(Header, Table)>, Vec<Change>);
+type Since = (Option<(Base, (Header, Table))>, Vec<Change>);
 
 fn base_and_changes(
     work: &Work,
@@ -252,7 +263,7 @@ fn base_and_changes(
                 tracing::debug!(error = %e, "not compared");
                 work.check()?;
             }
-            changes => return Ok((found.map(|(_, copy)| copy), changes?)),
+            changes => return Ok((found, changes?)),
         }
     }
 }
@@ -302,7 +313,7 @@ fn commit(
     info: &SnapshotInfo,
     contents: Contents,
 ) -> Result<Header> {
-    let Contents { base, changes, new, sealing } = contents;
+    let Contents { base, changes, new, reused, sealing } = contents;
     let mut ranges: Vec<(u64, u64)> = changes
         .iter()
         .map(|change| (change.offset / BLOCK_SIZE, (change.offset + change.length) / BLOCK_SIZE))
@@ -310,7 +321,7 @@ fn commit(
     // A base that was larger ends here.
     ranges.push((info.size / BLOCK_SIZE, u64::MAX));
     let (base, old) = base.map_or((None, Table::default()), |(h, table)| (Some(h.id), table));
-    let table = old.with(&ranges, &new);
+    let table = old.with(&ranges, &new).join(reused);
     let mut header = Header {
         version: VERSION,
         id: copy.id.clone(),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::crypt::master::Wrapped;
 use crate::engine::api::policy::{Automatic, AutomaticGroup, PolicyCopy};
 use crate::engine::api::{Consistency, SnapshotKind, Tags};
+use crate::engine::filled::Filled;
 use crate::engine::presence::Presence;
 use crate::units::{DiskId, Epoch, GroupId, ImageId, InstanceId, PolicyId, SnapshotId, TreeId};
 
@@ -42,6 +43,9 @@ pub struct DiskRecord {
     /// Its automatic snapshots go with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub delete_auto: bool,
+    /// What it was filled from last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filled: Option<Filled>,
 }
 
 /// The tag of a disk that `rowctl snapshot mount` has made and throws away again: where it is mounted.
