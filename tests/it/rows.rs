@@ -18,8 +18,10 @@ const WHOLE: &[(&str, u32)] = &[
     ("INCR", 20),
     ("LOC", 21),
     ("PERF", 10),
+    ("POL", 51),
     ("ROLL", 28),
     ("SNAP", 35),
+    ("TAG", 10),
 ];
 
 struct Row {
