@@ -129,7 +129,11 @@ pub fn enlarge(repository: &Path, copy: &str, form: Form) -> u64 {
     let (object, raw) = one_piece(copy, &rows);
     record["table_raw"] = json!(raw);
     let object = match form {
-        Form::OnePiece => object,
+        Form::OnePiece => {
+            record["version"] = json!(1);
+            record.as_object_mut().expect("a record").remove("parts");
+            object
+        }
         Form::Parts => {
             let (object, root) = parts(copy, &rows);
             record["version"] = json!(3);
