@@ -31,6 +31,7 @@ pub const VAULT_FAIL_POINTS: &[&str] = &[
     "relay.marked",
     "relay.sent",
     "fill.written",
+    "fill.journaled",
     "delete.marked",
     "collect.step",
     "heal.written",
@@ -76,6 +77,7 @@ pub const SEEDED_FAULTS: &[&str] = &[
     "h11-retry-overtakes",
     "h12-runtime-ends-first",
     "h13-turn-is-never-given-up",
+    "h14-fill-leaves-holes-below",
 ];
 
 #[cfg(feature = "faults")]

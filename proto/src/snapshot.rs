@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::params::params;
-use crate::{Client, FreezeOptions, InstantAccess, Place, Tags, Time};
+use crate::{Client, DiskFilling, FreezeOptions, InstantAccess, Place, Tags, Time};
 
 /// The most ranges one `snapshot.diff` reply holds: 10 000 of them are about 600 KiB of JSON.
 pub const DIFF_PAGE_MAX: u32 = 10_000;
@@ -228,6 +228,9 @@ pub struct Snapshot {
     /// It is not deleted, whatever the force.
     #[serde(default)]
     pub protected: bool,
+    /// Where the contents come from that it does not have yet, as of its disk; only while it lacks some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filling: Option<DiskFilling>,
 }
 
 /// The reply to `snapshot.freed`: one for each snapshot, in the order in which they were named.

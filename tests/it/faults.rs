@@ -39,6 +39,7 @@ fn scenario(name: &str) -> Outcome {
         "h11-retry-overtakes" => kernel::a_request_sent_twice(),
         "h12-runtime-ends-first" => vault::an_end_while_a_store_is_waited_for(),
         "h13-turn-is-never-given-up" => vault::a_copy_cancelled_while_chunks_wait(),
+        "h14-fill-leaves-holes-below" => engine::a_disk_that_is_kept_while_it_is_filled(),
         other => Err(format!("there is no scenario for {other}")),
     }
 }

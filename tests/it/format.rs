@@ -12,7 +12,7 @@ use rowd::map::reclaim::Step;
 use rowd::pool::crc32c;
 use rowd::pool::journal::{HEADER_BYTES, Kind, MAX_RECORD, MIN_BYTES};
 use rowd::pool::superblock::{
-    JOURNAL_START, LAZY_VERSION, MAGIC, RETURN_VERSION, SEALED_VERSION, VERSION,
+    FAMILY_VERSION, JOURNAL_START, LAZY_VERSION, MAGIC, RETURN_VERSION, SEALED_VERSION, VERSION,
 };
 use rowd::units::{BLOCK_BYTES, BLOCK_SIZE, LEAF_BLOCKS};
 
@@ -83,7 +83,7 @@ fn the_numbers_of_the_document_are_those_of_the_code() {
     let mib = |bytes: u64| bytes >> 20;
     let mut said = vec![
         format!(
-            "# Bytes on disk, formats {VERSION}, {SEALED_VERSION}, {LAZY_VERSION} and {RETURN_VERSION}\n"
+            "# Bytes on disk, formats {VERSION}, {SEALED_VERSION}, {LAZY_VERSION}, {RETURN_VERSION} and {FAMILY_VERSION}\n"
         ),
         format!("| `{}` |", String::from_utf8_lossy(&MAGIC)),
         format!("A *block* is {BLOCK_SIZE} bytes"),
@@ -94,7 +94,15 @@ fn the_numbers_of_the_document_are_those_of_the_code() {
         format!("`Step`. {} bytes", Step::BYTES),
         format!("A leaf maps {LEAF_BLOCKS} consecutive blocks"),
     ];
-    let kinds = [Kind::Open, Kind::Mark, Kind::Data, Kind::Catalogue, Kind::Reclaim];
+    let kinds = [
+        Kind::Open,
+        Kind::Mark,
+        Kind::Data,
+        Kind::Catalogue,
+        Kind::Reclaim,
+        Kind::Move,
+        Kind::Fill,
+    ];
     said.extend(kinds.map(|kind| format!("| {} | {kind} |", kind as u32)));
     let missing: Vec<&String> = said.iter().filter(|part| !text.contains(*part)).collect();
     assert!(missing.is_empty(), "FORMAT.md does not say {missing:#?}");

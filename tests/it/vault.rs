@@ -9,6 +9,7 @@ mod courtesy;
 mod deletes;
 mod dense;
 mod drill;
+mod early;
 mod encrypted;
 mod endings;
 mod handover;

@@ -382,8 +382,8 @@ fn device(attachment: &Attachment) -> String {
     }
 }
 
-/// What a disk is being filled from, and how far that is.
-fn filling(filling: &DiskFilling) -> String {
+/// What a disk or snapshot is being filled from, and how far that is.
+pub fn filling(filling: &DiskFilling) -> String {
     let DiskFilling { copy, repo, usable, percent, .. } = filling;
     let usable = if *usable { "" } else { ", and it cannot be used before" };
     format!("from copy {copy} in {repo}, {percent} %{usable}")

@@ -379,6 +379,7 @@ fn fields(snapshot: &Snapshot, output: &Output) -> String {
     fields.add("consistency", snapshot.consistency.name());
     fields.add("status", status(snapshot));
     presence::fields(snapshot, &mut fields, output);
+    fields.add_some("filling", snapshot.filling.as_ref().map(super::disk::filling));
     fields.add_some("protected", snapshot.protected.then_some("yes"));
     fields.add_some("encrypted", snapshot.encrypted.then_some("yes"));
     let actions: Vec<&str> = snapshot.actions.iter().map(|action| action.name()).collect();
@@ -448,6 +449,7 @@ fn note(snapshot: &Snapshot, output: &Output) -> String {
     if snapshot.encrypted {
         notes.push("encrypted".to_owned());
     }
+    notes.extend(snapshot.filling.as_ref().map(|one| format!("filling, {} %", one.percent)));
     notes.extend(presence::note(snapshot, output));
     if let Some(at) = snapshot.expires_at {
         notes.push(format!("expires {}", output.time(at)));

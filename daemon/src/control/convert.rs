@@ -187,6 +187,7 @@ pub(super) fn snapshot(info: SnapshotInfo) -> proto::Snapshot {
         policy_id: info.automatic.as_ref().map(|(policy, _)| policy.to_string()),
         scheduled_at: info.automatic.map(|(_, slot)| Time::from_unix(slot)),
         protected: info.protected,
+        filling: info.filling.map(filling),
     }
 }
 

@@ -19,10 +19,15 @@ use super::write::{CLEAR_LEAVES, Gather, Op, Sealed, Whole};
 use super::{Disk, Extents};
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::leaf::Entry;
-use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, ByteRange, LEAF_BLOCKS, Lba, LeafIndex};
+use crate::map::record::Staged;
+use crate::units::{
+    BLOCK_BYTES, BLOCK_SIZE, BlockRange, ByteRange, LEAF_BLOCKS, Lba, LeafIndex, Seq,
+};
 
 /// Blocks of one run that are stored at once: small enough for a record to hold several.
 const ADOPT_BLOCKS: usize = 256;
+/// Leaves of one record that fills a family of disks and snapshots: nobody writes meanwhile.
+const BENEATH_LEAVES: usize = 16;
 /// A lacking range is looked at in pieces of this size.
 const WINDOW: u64 = 1 << 20;
 
@@ -445,15 +450,47 @@ impl Lane {
     /// # Errors
     /// The pool is full or has stopped; the disk was deleted.
     pub fn adopt(&mut self, fetched: &Fetched) -> Result<u64> {
+        self.adopt_by(fetched, usize::MAX, |lane, holes| {
+            let expect: Vec<(Lba, Entry)> = holes.iter().map(|lba| (*lba, Entry::Hole)).collect();
+            lane.commit(&expect)
+        })
+    }
+
+    /// As [`Lane::adopt`], of a disk that is not written to: `commit` says at which record what is staged was stored,
+    /// nothing if one of the blocks is no hole any more. It gets blocks of few leaves, for the locks it may hold.
+    ///
+    /// # Errors
+    /// As [`Lane::adopt`].
+    pub fn adopt_beneath(
+        &mut self,
+        fetched: &Fetched,
+        mut commit: impl FnMut(&mut Staged, &[Lba]) -> Result<Option<Seq>>,
+    ) -> Result<u64> {
+        self.adopt_by(fetched, BENEATH_LEAVES, |lane, holes| {
+            let seq = commit(&mut lane.staged, holes)?;
+            lane.unsettled = lane.unsettled.max(seq);
+            Ok(seq.is_some())
+        })
+    }
+
+    fn adopt_by(
+        &mut self,
+        fetched: &Fetched,
+        leaves: usize,
+        mut commit: impl FnMut(&mut Lane, &[Lba]) -> Result<bool>,
+    ) -> Result<u64> {
         let mut stored = 0;
         loop {
             let holes = self.holes(fetched)?;
-            let Some(batch) = holes.get(..holes.len().min(ADOPT_BLOCKS * 4)) else { break };
+            let batch = holes.get(..holes.len().min(ADOPT_BLOCKS * 4)).unwrap_or_default();
+            let same = |a: &Lba, b: &Lba| a.split().0 == b.split().0;
+            let some = batch.chunk_by(same).take(leaves).map(<[Lba]>::len).sum();
+            let batch = &batch[..some];
             if batch.is_empty() {
                 break;
             }
             // A client may have written meanwhile: then all is looked at again.
-            if self.adopt_batch(fetched, batch)? {
+            if self.adopt_batch(fetched, batch, &mut commit)? {
                 stored += batch.len() as u64;
             }
         }
@@ -471,8 +508,12 @@ impl Lane {
         holes_of(&self.disk, &fetched.spans)
     }
 
-    fn adopt_batch(&mut self, fetched: &Fetched, holes: &[Lba]) -> Result<bool> {
-        let expect: Vec<(Lba, Entry)> = holes.iter().map(|lba| (*lba, Entry::Hole)).collect();
+    fn adopt_batch(
+        &mut self,
+        fetched: &Fetched,
+        holes: &[Lba],
+        commit: &mut impl FnMut(&mut Lane, &[Lba]) -> Result<bool>,
+    ) -> Result<bool> {
         let mut runs: Vec<(Lba, Vec<u8>)> = Vec::new();
         for lba in holes {
             let bytes = fetched.block(*lba).ok_or_else(|| Error::internal("a block is lost"))?;
@@ -496,7 +537,7 @@ impl Lane {
                 written.and_then(|()| self.stage(&mut gather, whole, &mut 0, &mut Vec::new()));
         }
         let written = written.and_then(|()| self.write_gathered(&mut gather));
-        let outcome = written.and_then(|()| self.commit(&expect));
+        let outcome = written.and_then(|()| commit(self, holes));
         self.give_back_unless(outcome.as_ref().is_ok_and(|done| *done));
         self.staged.clear();
         outcome

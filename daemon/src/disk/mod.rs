@@ -89,13 +89,6 @@ impl Disk {
         self.lazy.get_or_init(|| Arc::clone(lazy));
     }
 
-    /// It has all its contents from now on.
-    pub fn filled(&self) {
-        if let Some(lazy) = self.lazy.get() {
-            lazy.fill();
-        }
-    }
-
     /// Size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {

@@ -372,6 +372,8 @@ pub struct SnapshotInfo {
     pub presence: Option<PresenceInfo>,
     /// It may not be deleted.
     pub protected: bool,
+    /// Where the contents come from that it does not have yet, if it does not have all.
+    pub filling: Option<FillingInfo>,
     pub tags: Tags,
     pub clients: Vec<ClientInfo>,
 }

@@ -15,10 +15,10 @@ use super::catalogue::Op;
 use super::clients::{Hangup, Pin, Subject};
 use super::disks::check_tags;
 use super::exports::Target;
+use super::families::Root;
 use super::jobs::Job;
 use super::names::check_manual_name;
 use super::now;
-use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{CopyId, DiskId, Epoch, SnapshotId};
 
@@ -75,6 +75,9 @@ pub struct Filling {
     /// The disk returned to the copy: what changed after this epoch has to become holes before anybody uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clear: Option<Epoch>,
+    /// Since the disk was kept as a snapshot meanwhile: the node that was. What descends from it lacks blocks too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Root>,
 }
 
 /// A copy to fill a disk from.
@@ -98,7 +101,7 @@ pub struct Base {
 impl Source {
     pub(super) fn of(self, disk: &DiskId) -> Filling {
         let Source { repo, copy, snapshot, lazy } = self;
-        Filling { disk: disk.clone(), repo, copy, snapshot, lazy, clear: None }
+        Filling { disk: disk.clone(), repo, copy, snapshot, lazy, clear: None, root: None }
     }
 }
 
@@ -267,7 +270,7 @@ impl Engine {
         self.jobs.begin(kind, object, false)
     }
 
-    /// The disks that are being filled.
+    /// The disks and families that are being filled.
     #[must_use]
     pub fn fillings(&self) -> Vec<Filling> {
         self.catalogue.read().fillings.values().cloned().collect()
@@ -279,31 +282,5 @@ impl Engine {
     /// The name or size will not do.
     pub fn fill_begin(&self, by: Actor, spec: DiskSpec, source: Source) -> Result<DiskInfo> {
         self.disk_made(by, spec, Some(source))
-    }
-
-    /// A disk that is being filled so, to write to.
-    ///
-    /// # Errors
-    /// It has been deleted, is filled, or is something else by now.
-    pub fn fill_target(&self, filling: &Filling) -> Result<Arc<Disk>> {
-        let id = &filling.disk;
-        if self.catalogue.read().fillings.get(id) == Some(filling) {
-            return self.live(id);
-        }
-        let message = format!("disk {id} is no longer filled from copy {}", filling.copy);
-        Err(Error::new(ErrorKind::Cancelled, message))
-    }
-
-    /// A disk has all its contents, durably, and can be used.
-    ///
-    /// # Errors
-    /// As [`Engine::fill_target`]; the pool has stopped.
-    pub fn fill_end(&self, filling: &Filling) -> Result<()> {
-        self.shared.pool.sync()?;
-        let _shape = self.shape.lock();
-        self.fill_target(filling)?;
-        let id = filling.disk.clone();
-        let message = format!("disk {} has all its contents", self.record(&id)?.name);
-        self.change(Actor::DAEMON, Op::DiskFilled { id }, message)
     }
 }

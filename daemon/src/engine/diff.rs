@@ -35,6 +35,9 @@ impl Engine {
     ) -> Result<(Vec<Change>, Option<u64>)> {
         // Held on to: what is freed under a comparison would look the same on both sides.
         let hold = |id| self.pin_snapshot(id, "a comparison", Pin::Yields, Box::new(|| {}));
+        let waits = from.into_iter().chain([to]).find_map(|id| self.snapshot_waits(id));
+        // A hole of one that lacks blocks may be anything.
+        waits.map_or(Ok(()), Err)?;
         let (to, from) = (hold(to)?, from.map(hold).transpose()?);
         let (to, from) = (&to.disk, from.as_ref().map(|from| &from.disk));
         if from.as_ref().is_some_and(|from| from.view.tree.id != to.view.tree.id) {

@@ -140,7 +140,7 @@ impl Engine {
     /// `Invalid` for a smaller size without `force`; `InUse` for one while clients are connected.
     pub fn disk_resize(&self, by: Actor, id: &DiskId, size: u64, force: bool) -> Result<DiskInfo> {
         // What is cut off must not come back: it has to be known what there is. Nobody waits for us meanwhile.
-        if let Some(lazy) = self.lazy(id) {
+        if let Some(lazy) = self.live(id)?.lazy() {
             lazy.wait(Need::Index)?;
         }
         let _shape = self.shape.lock();
@@ -250,7 +250,9 @@ impl Engine {
             )
             .hint("the state before a rollback is kept for a limited time; see `undo_hours`"));
         };
-        if self.catalogue.read().fillings.contains_key(id) {
+        let filling = self.catalogue.read().fillings.get(id).cloned();
+        // What lacks blocks alone can be dropped with them; where there are snapshots of it, it is kept as one.
+        if filling.is_some_and(|filling| filling.root.is_none()) {
             return self.abandon(by, &disk, &snapshot, force);
         }
         let message = format!("disk {} returned to {}", disk.name, snapshot.name);
@@ -309,7 +311,7 @@ impl Engine {
         head: Epoch,
         word: &str,
     ) -> Result<Turn> {
-        self.refuse_filling(&disk.id)?;
+        self.prepare_family(&disk.id)?;
         self.making.refuse(disk, "rolled back")?;
         let at = now();
         let to = target.map_or("its first contents", |target| &target.name);

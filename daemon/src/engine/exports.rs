@@ -99,12 +99,13 @@ impl Engine {
         // A hole of what lacks blocks is not what it is going to be.
         let (disk, lacks) = match self.export(name)?.subject {
             Subject::Disk(id) => {
-                let lacks = self.catalogue.read().fillings.contains_key(&id);
+                let lacks = self.disk_lacking(&id).is_some();
                 (id, lacks)
             }
             Subject::Snapshot(id) => {
                 let snapshot = self.snapshot_record(&id)?;
-                let lacks = snapshot.presence.is_some() && self.check_usable(&snapshot).is_err();
+                let away = snapshot.presence.is_some() && self.check_usable(&snapshot).is_err();
+                let lacks = away || self.snapshot_lacking(&snapshot).is_some();
                 (snapshot.disk, lacks)
             }
         };
@@ -113,6 +114,7 @@ impl Engine {
         }
         let catalogue = self.catalogue.read();
         let held = catalogue.snapshots_of(&disk).filter(|s| s.is_held());
+        let held = held.filter(|s| self.lacking(&catalogue, s.tree, s.node).is_none());
         Ok(held.map(|s| s.name.clone()).collect())
     }
 
@@ -170,6 +172,7 @@ impl Engine {
         let tree = self.tree(snapshot.tree);
         let sealing = self.sealing(&self.catalogue.read(), snapshot.tree);
         let disk = self.read_only(snapshot, &tree, snapshot.node, sealing);
+        self.snapshot_joins_family(snapshot, &disk);
         opened.insert(snapshot.id.clone(), Arc::downgrade(&disk));
         disk
     }

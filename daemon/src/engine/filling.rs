@@ -1,14 +1,12 @@
 //! Disks that do not have all their contents yet: what may be done with them, and how far they are.
 //!
-//! Invariants: a disk that is filled while it is used keeps no snapshot and cannot return anywhere until it has
-//! its contents: a snapshot of it would need the origin for as long as it exists.
-//! Absent: where contents come from (`vault/`), and how blocks are stored (`disk/lazy.rs`).
-
-use std::sync::Arc;
+//! Invariants: what needs all contents of a disk or snapshot is refused, or waits, until they are there; all else works.
+//! Absent: where contents come from (`vault/`), how blocks are stored (`disk/lazy.rs`), and who lacks them together
+//! (`families.rs`).
 
 use super::Engine;
 use super::api::{Actor, FillingInfo};
-use crate::disk::lazy::Lazy;
+use super::copies::Filling;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::DiskId;
 
@@ -17,12 +15,6 @@ pub const FILL: &str = "fill";
 pub const FETCH: &str = "fetch";
 
 impl Engine {
-    /// What a disk that is used before it has all its contents is filled from.
-    #[must_use]
-    pub fn lazy(&self, id: &DiskId) -> Option<Arc<Lazy>> {
-        self.live(id).ok()?.lazy().cloned()
-    }
-
     /// Tells an event about where the contents of a disk come from.
     ///
     /// # Errors
@@ -53,35 +45,55 @@ impl Engine {
         self.filling_trouble(id).map_or(Ok(()), Err)
     }
 
+    /// Refuses to fill a disk from another copy while it, or what it was kept as, lacks blocks.
+    ///
+    /// # Errors
+    /// `WrongState`.
+    pub fn refuse_second_filling(&self, id: &DiskId) -> Result<()> {
+        self.refuse_filling(id)?;
+        let Some(filling) = self.catalogue.read().fillings.get(id).cloned() else { return Ok(()) };
+        let name = self.disk_name(id);
+        Err(self.filling_error(&format!("what {name} was kept as"), &filling))
+    }
+
     /// Why what needs all contents of a disk has to wait, if it has.
     pub(super) fn filling_trouble(&self, id: &DiskId) -> Option<Error> {
-        let info = self.filling_info(id)?;
-        let name = self.disk_name(id);
-        let percent = info.percent;
-        let message = format!("{name} is still being filled from copy {}: {percent} %", info.copy);
+        let filling = self.disk_lacking(id)?;
+        Some(self.filling_error(&self.disk_name(id), &filling))
+    }
+
+    /// Says that something is still being filled.
+    pub(super) fn filling_error(&self, what: &str, filling: &Filling) -> Error {
+        let info = self.filling_told(filling.clone());
+        let message =
+            format!("{what} is still being filled from copy {}: {} %", info.copy, info.percent);
         let hint = match info.job {
             Some(job) => format!("wait for it: `rowctl job wait {job}`"),
             None => "see `rowctl job list`".to_owned(),
         };
-        Some(Error::new(ErrorKind::WrongState, message).hint(hint))
+        Error::new(ErrorKind::WrongState, message).hint(hint)
     }
 
     /// What a disk is being filled from, and how far that is.
     pub(super) fn filling_info(&self, id: &DiskId) -> Option<FillingInfo> {
-        let filling = self.catalogue.read().fillings.get(id).cloned()?;
+        self.disk_lacking(id).map(|filling| self.filling_told(filling))
+    }
+
+    pub(super) fn filling_told(&self, filling: Filling) -> FillingInfo {
         let jobs = self.jobs().into_iter().rev();
+        let id = filling.disk.as_str();
         let job = jobs
             .into_iter()
-            .find(|job| (job.kind == FILL || job.kind == FETCH) && job.object == id.as_str());
+            .find(|job| (job.kind == FILL || job.kind == FETCH) && job.object == id);
         let (done, total) = job.as_ref().map_or((0, 0), |job| (job.done, job.total));
         let percent = u128::from(done.min(total)) * 100 / u128::from(total.max(1));
-        Some(FillingInfo {
+        FillingInfo {
             repo: filling.repo,
             copy: filling.copy,
             usable: filling.lazy && filling.clear.is_none(),
             // All is there only when the disk is an ordinary one.
             percent: u8::try_from(percent).unwrap_or(99).min(99),
             job: job.map(|job| job.id),
-        })
+        }
     }
 }

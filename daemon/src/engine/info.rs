@@ -312,6 +312,7 @@ impl Engine {
         let held = record.is_held();
         let exclusive_bytes = if held { self.exclusive_of(tree, record.node)? } else { 0 };
         let presence = self.presence_info(&record);
+        let filling = self.snapshot_lacking(&record).map(|filling| self.filling_told(filling));
         let catalogue = self.catalogue.read();
         let nodes = tree.nodes.lock();
         let stored = nodes.all.get(&record.node).filter(|_| held).map_or(0, |node| node.live);
@@ -341,6 +342,7 @@ impl Engine {
             parent,
             expires_at: record.expires_at,
             presence,
+            filling,
             tags: record.tags,
         })
     }

@@ -17,6 +17,7 @@ pub mod copies;
 mod diff;
 mod disks;
 mod exports;
+mod families;
 pub mod filled;
 pub mod filling;
 mod freed;
@@ -70,7 +71,7 @@ use catalogue::{Catalogue, Cut, DiskRecord, Entry, NewDisk, Op, SnapshotRecord, 
 pub use clients::{ClientGuard, Hangup, Pin};
 pub use disks::{RETURNED, TAGS_MAX};
 pub use exports::{Origins, Target};
-use filled::Filled;
+pub use families::FillTarget;
 pub use names::SnapshotName;
 
 /// The largest pool: block numbers have 40 bits, and the journal takes some of them.
@@ -121,6 +122,7 @@ pub struct Engine {
     catalogue: RwLock<Catalogue>,
     trees: RwLock<BTreeMap<TreeId, Arc<Tree>>>,
     disks: RwLock<HashMap<DiskId, Arc<Disk>>>,
+    families: Mutex<families::Families>,
     keys: keys::Keys,
     /// Snapshots opened as exports.
     opened: Mutex<HashMap<SnapshotId, Weak<Disk>>>,
@@ -241,6 +243,7 @@ impl Engine {
         if body.len() > MAX_RECORD - HEADER_BYTES {
             return Err(Error::invalid("the description and tags are too long for one record"));
         }
+        self.sync_before_release(&entry.op)?;
         let held = {
             let _room = self.shared.reserve(body.len())?;
             let _whole = self.shared.barrier.read();
@@ -325,7 +328,7 @@ impl Engine {
             Op::SnapshotUpdate { snapshot, .. } => catalogue.put_snapshot(snapshot),
             Op::SnapshotDelete { id, .. } => self.apply_snapshot_delete(catalogue, &id)?,
             Op::SnapshotLeave { id } => self.apply_leave(catalogue, &id)?,
-            Op::Rollback { turn, .. } => self.apply_turns(catalogue, vec![turn], heads)?,
+            Op::Rollback { turn, .. } => self.apply_way_back(catalogue, vec![turn], heads)?,
             Op::GroupCreate { group, cuts } => {
                 self.apply_cuts(catalogue, cuts, heads)?;
                 catalogue.put_group(group);
@@ -334,7 +337,7 @@ impl Engine {
                 known(catalogue.remove_group(&id))?;
                 self.apply_snapshot_deletes(catalogue, &snapshots)?;
             }
-            Op::GroupRollback { turns, .. } => self.apply_turns(catalogue, turns, heads)?,
+            Op::GroupRollback { turns, .. } => self.apply_way_back(catalogue, turns, heads)?,
             Op::GroupUpdate { group, .. } => catalogue.put_group(group),
             Op::InstanceRemove { id, disks } => {
                 known(catalogue.remove_instance(&id))?;
@@ -369,29 +372,6 @@ impl Engine {
         Ok(())
     }
 
-    fn apply_filling(&self, catalogue: &mut Catalogue, op: Op) -> Result<()> {
-        match op {
-            Op::DiskFill { mut disk, filling } => {
-                disk.disk.filled = Some(Filled::from(&filling, disk.disk.head));
-                // First, so that the disk goes live as one that is being filled.
-                catalogue.put_filling(filling);
-                self.apply_new_disk(catalogue, disk);
-                Ok(())
-            }
-            op => {
-                let live = match &op {
-                    Op::DiskFilled { id } => self.disks.read().get(id).cloned(),
-                    _ => None,
-                };
-                catalogue.apply_records(op)?;
-                if let Some(live) = live {
-                    live.filled();
-                }
-                Ok(())
-            }
-        }
-    }
-
     fn apply_new_disk(&self, catalogue: &mut Catalogue, NewDisk { disk, parent, key }: NewDisk) {
         let tree = self.tree(disk.tree);
         tree.add(disk.head, parent);
@@ -411,6 +391,7 @@ impl Engine {
         for (Cut { snapshot, head: next, copy }, head) in cuts.into_iter().zip(heads) {
             let mut disk = known(catalogue.disks.get(&snapshot.disk).cloned())?;
             let view = Arc::clone(&known(self.disks.read().get(&disk.id))?.view);
+            self.found_family(catalogue, &disk, snapshot.node);
             view.advance(head, next);
             disk.head = next;
             catalogue.put_disk(disk);
@@ -455,6 +436,7 @@ impl Engine {
         if snapshot.is_held() {
             self.tree(snapshot.tree).release(snapshot.node);
         }
+        self.end_needless_families(catalogue);
         self.forget_unused_key(catalogue, snapshot.tree);
         self.reclaim_wanted.raise();
         Ok(())
@@ -465,6 +447,7 @@ impl Engine {
         known(snapshot.presence.as_mut())?.pool = presence::InPool::Gone;
         self.tree(snapshot.tree).release(snapshot.node);
         catalogue.put_snapshot(snapshot);
+        self.end_needless_families(catalogue);
         self.reclaim_wanted.raise();
         Ok(())
     }
@@ -477,7 +460,6 @@ impl Engine {
     ) -> Result<()> {
         let disk = known(catalogue.remove_disk(id))?;
         catalogue.end_access_of(id);
-        catalogue.remove_filling(id);
         let live = known(self.disks.write().remove(id))?;
         live.view.close(head);
         self.tree(disk.tree).release(disk.head);
@@ -491,9 +473,7 @@ impl Engine {
         let shared = Arc::clone(&self.shared);
         let sealing = self.sealing(catalogue, disk.tree);
         let live = Disk::new(disk.name.clone(), disk.size, view, shared, sealing, witness);
-        if catalogue.fillings.get(&disk.id).is_some_and(|filling| filling.lazy) {
-            live.fill_from(&Arc::default());
-        }
+        self.join_family(catalogue, disk, &live);
         live.set_read_only(disk.read_only);
         self.disks.write().insert(disk.id.clone(), live);
     }

@@ -300,7 +300,7 @@ impl Engine {
         name: String,
         spec: AutomaticSpec,
     ) -> Result<(Cut, Option<Error>)> {
-        self.refuse_filling(&disk.id)?;
+        self.prepare_family(&disk.id)?;
         self.check_previous(disk)?;
         let snapshot = SnapshotRecord {
             id: SnapshotId::random()?,

@@ -383,7 +383,8 @@ impl Engine {
         let Some(disk) = disk else { return Ok(()) };
         let disk = self.disk_name(&disk);
         let message = format!("disk {disk} is being filled from {}", self.snapshot_label(snapshot));
-        Err(Error::new(ErrorKind::InUse, message).hint("wait, or delete the disk"))
+        Err(Error::new(ErrorKind::InUse, message)
+            .hint("wait, or delete the disk and the snapshots of it that lack blocks"))
     }
 
     fn copy_trouble(&self, copy: &CopyId) -> Option<String> {

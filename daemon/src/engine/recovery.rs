@@ -22,6 +22,7 @@ use super::warm::Touched;
 use super::{CorruptBlocks, Engine, Recovery, Settings, hex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
+use crate::map::fill;
 use crate::map::heal::{self, Move};
 use crate::map::reclaim::{self, Step};
 use crate::map::record::address;
@@ -106,6 +107,7 @@ impl Engine {
             catalogue: RwLock::new(records),
             trees: RwLock::default(),
             disks: RwLock::default(),
+            families: Mutex::default(),
             keys: super::keys::Keys::new(&encryption),
             opened: Mutex::default(),
             origins: std::sync::OnceLock::new(),
@@ -148,6 +150,8 @@ impl Engine {
         let trees = self.trees.read().keys().map(|tree| tree.0 + 1).max().unwrap_or(1);
         let mut catalogue = self.catalogue.write();
         catalogue.next_tree = catalogue.next_tree.max(trees);
+        let roots = catalogue.fillings.values().filter_map(|filling| filling.root);
+        roots.for_each(|root| self.mark_root(root));
         for disk in catalogue.disks.values() {
             self.go_live(&catalogue, disk, &self.tree(disk.tree));
         }
@@ -190,6 +194,10 @@ impl Engine {
             Kind::Move => {
                 let block = Move::decode(&record.body)?;
                 heal::replay(&self.shared, &self.tree(block.tree), record.seq, block)
+            }
+            Kind::Fill => {
+                let (tree, root) = address(&record.body)?;
+                fill::replay(&self.shared, &self.tree(tree), root, record.seq, &record.body)
             }
             Kind::Catalogue => {
                 let entry: Entry = catalogue::decode("in the journal", &record.body)?;

@@ -49,10 +49,10 @@ impl Engine {
     /// Refuses what cannot return anywhere now.
     ///
     /// # Errors
-    /// `NotPermitted` for a protected disk; `WrongState` for one that is being filled.
+    /// `NotPermitted` for a protected disk; `WrongState` for one that cannot be used yet.
     pub fn refuse_return(&self, disk: &DiskId) -> Result<()> {
         self.refuse_protected(disk, RETURNED)?;
-        self.refuse_filling(disk)
+        self.refuse_unfilled(disk)
     }
 
     /// A snapshot of this disk, which can return to no other.
@@ -84,6 +84,7 @@ impl Engine {
         let shape = self.shape.lock();
         let disk = self.record(id)?;
         self.refuse_return(id)?;
+        self.refuse_second_filling(id)?;
         let snapshot = self.still_there(&disk, goal)?;
         let alone = self.clients.exclude(id, &disk.name, force)?;
         let head = self.tree(disk.tree).next_epoch()?;
@@ -128,6 +129,8 @@ impl Engine {
     fn nearest(&self, disk: &DiskRecord, to: Epoch) -> Option<Epoch> {
         let catalogue = self.catalogue.read();
         let held = catalogue.snapshots.values().filter(|s| s.tree == disk.tree && s.is_held());
+        // What lacks blocks is no help to one that lacks others.
+        let held = held.filter(|s| self.lacking(&catalogue, s.tree, s.node).is_none());
         let mut usable: BTreeSet<Epoch> = held.map(|snapshot| snapshot.node).collect();
         usable.insert(disk.head);
         let tree = self.tree(disk.tree);
@@ -217,7 +220,7 @@ impl Engine {
                 Ok(())
             }
             Op::DiskAbandon { id, head: next, parent, size } => {
-                catalogue.remove_filling(&id);
+                self.end_family(catalogue, &id);
                 let mut disk = known(catalogue.disks.get(&id).cloned())?;
                 let old = known(self.disks.read().get(&id).cloned())?;
                 old.view.close(known(heads.first_mut())?);

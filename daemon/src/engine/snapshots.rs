@@ -37,7 +37,7 @@ impl Engine {
         head: Epoch,
         at: u64,
     ) -> Result<Cut> {
-        self.refuse_filling(&disk.id)?;
+        self.prepare_family(&disk.id)?;
         self.making.refuse_during_automatic(disk)?;
         self.check_previous(disk)?;
         let name = self.new_snapshot_name(&disk.id, spec.name, at)?;

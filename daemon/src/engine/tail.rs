@@ -38,7 +38,8 @@ pub(super) struct Tail {
 impl Tail {
     /// Adds the next record.
     pub(super) fn add(&mut self, record: &Record) -> Result<()> {
-        if record.kind != Kind::Data || faults::seeded("h1-replay-skips-data-check") {
+        let writes = matches!(record.kind, Kind::Data | Kind::Fill);
+        if !writes || faults::seeded("h1-replay-skips-data-check") {
             return Ok(());
         }
         let (tree, epoch) = address(&record.body)?;

@@ -33,8 +33,7 @@ impl Engine {
         at_once: bool,
     ) -> Result<Released> {
         let kept = self.settings.trash_kept.as_secs();
-        let filling = self.catalogue.read().fillings.contains_key(id);
-        if at_once || kept == 0 || filling {
+        if at_once || kept == 0 || self.disk_lacking(id).is_some() {
             let snapshots = self.disk_delete(by, id, force)?;
             return Ok(Released { until: None, snapshots });
         }
@@ -295,6 +294,7 @@ impl Engine {
         for snapshot in undo.iter().chain(snapshots) {
             self.apply_snapshot_delete(catalogue, snapshot)?;
         }
+        self.end_needless_families(catalogue);
         self.forget_unused_key(catalogue, disk.tree);
         self.reclaim_wanted.raise();
         Ok(())

@@ -175,7 +175,11 @@ fn apply(
     // Who looked a leaf up before now must not keep it.
     tree.overtake();
     for view in tree.views() {
-        view.heal(index, slot, |entry| block.moved(entry));
+        view.revise(index.0, |leaf| {
+            if let Some(entry) = block.moved(leaf.get(slot)) {
+                leaf.set(slot, entry);
+            }
+        });
     }
     let era = shared.pool.readers.now();
     let taken = [Run { start: block.to, len: 1 }];

@@ -5,6 +5,7 @@
 
 mod apply;
 mod cache;
+pub mod fill;
 pub mod heal;
 pub mod leaf;
 pub mod lineage;

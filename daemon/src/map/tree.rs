@@ -68,6 +68,8 @@ pub struct Nodes {
     /// Nodes that changed since the last checkpoint, those that are gone included.
     pub touched: BTreeSet<Epoch>,
     pub views: Vec<Weak<View>>,
+    /// Nodes that lack blocks, and are filled beneath all that come after them (`fill.rs`).
+    pub filling: BTreeSet<Epoch>,
 }
 
 /// A family of disks and snapshots that share blocks.
@@ -267,12 +269,23 @@ impl Nodes {
         (found.released && found.cursor > 0).then_some((parent, found.cursor))
     }
 
+    /// The node that a node lacks blocks with: itself or an ancestor.
+    #[must_use]
+    pub fn filled_beneath(&self, node: Epoch) -> Option<Epoch> {
+        if self.filling.is_empty() {
+            return None;
+        }
+        self.ancestry(node).map(|(epoch, _)| epoch).find(|epoch| self.filling.contains(epoch))
+    }
+
     /// The released nodes that can be freed now, each with its only child if it has one; ascending. One
-    /// with several children waits.
+    /// with several children waits, and so does one with a child that lacks blocks with it: whose a block is that
+    /// comes must not change meanwhile.
     pub fn reclaimable(&self) -> impl Iterator<Item = (Epoch, Option<Epoch>)> + '_ {
         self.released.iter().filter_map(|epoch| {
             let mut children = self.children(*epoch);
             match (children.next(), children.next()) {
+                (Some(_), None) if self.filled_beneath(*epoch).is_some() => None,
                 (child, None) => Some((*epoch, child)),
                 _ => None,
             }

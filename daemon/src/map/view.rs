@@ -376,19 +376,12 @@ impl View {
         self.with(|state| state.dirty.get(&index).cloned())
     }
 
-    /// Changes a block where it is in memory: a dirty leaf is changed, a clean one forgotten.
-    pub(super) fn heal(
-        &self,
-        index: LeafIndex,
-        slot: usize,
-        moved: impl Fn(Entry) -> Option<Entry>,
-    ) {
+    /// Changes a leaf where it is in memory: a dirty one is changed, a clean one forgotten.
+    pub(super) fn revise(&self, index: u64, change: impl FnOnce(&mut Leaf)) {
         let mut state = self.state.write();
-        state.remove_clean(&self.budget, index.0);
-        if let Some(leaf) = state.dirty.get_mut(&index.0)
-            && let Some(entry) = moved(leaf.get(slot))
-        {
-            Arc::make_mut(leaf).set(slot, entry);
+        state.remove_clean(&self.budget, index);
+        if let Some(leaf) = state.dirty.get_mut(&index) {
+            change(Arc::make_mut(leaf));
         }
     }
 

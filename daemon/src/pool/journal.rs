@@ -54,13 +54,14 @@ pub enum Kind {
     Reclaim = 5,
     /// One block is at another place.
     Move = 6,
+    /// Blocks of a frozen node that it lacked.
+    Fill = 7,
 }
 
 impl Kind {
     fn from_wire(value: u32) -> Option<Kind> {
-        [Kind::Open, Kind::Mark, Kind::Data, Kind::Catalogue, Kind::Reclaim, Kind::Move]
-            .into_iter()
-            .find(|k| *k as u32 == value)
+        use Kind::{Catalogue, Data, Fill, Mark, Move, Open, Reclaim};
+        [Open, Mark, Data, Catalogue, Reclaim, Move, Fill].into_iter().find(|k| *k as u32 == value)
     }
 }
 

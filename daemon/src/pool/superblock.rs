@@ -19,6 +19,8 @@ pub const SEALED_VERSION: u32 = 2;
 pub const LAZY_VERSION: u32 = 3;
 /// That of pools in which a disk returned to a snapshot that was only in a repository.
 pub const RETURN_VERSION: u32 = 4;
+/// That of pools in which a disk was kept as a snapshot that lacked blocks.
+pub const FAMILY_VERSION: u32 = 5;
 /// Where the journal begins: the first MiB is left for superblocks and what may come.
 pub const JOURNAL_START: u64 = 1 << 20;
 
@@ -117,9 +119,9 @@ fn decode(page: &[u8]) -> Result<Superblock> {
         return Err(Error::corrupt("bad superblock checksum"));
     }
     let version = u32_at(8);
-    if !(VERSION..=RETURN_VERSION).contains(&version) {
+    if !(VERSION..=FAMILY_VERSION).contains(&version) {
         return Err(Error::invalid(format!(
-            "pool format {version}, this rowd knows {VERSION} to {RETURN_VERSION}"
+            "pool format {version}, this rowd knows {VERSION} to {FAMILY_VERSION}"
         )));
     }
     let sb = Superblock {

@@ -282,7 +282,8 @@ impl Vault {
         let info = self.copy(name, repo)?;
         if let Some(filling) = self.engine.fillings().into_iter().find(|f| f.copy == info.id) {
             let message = format!("disk {} is being filled from copy {}", filling.disk, info.id);
-            return Err(Error::new(ErrorKind::InUse, message).hint("wait, or delete the disk"));
+            return Err(Error::new(ErrorKind::InUse, message)
+                .hint("wait, or delete the disk and the snapshots of it that lack blocks"));
         }
         if self.engine.snapshot_stay(by, &info.id)? {
             self.cancel(&info.id);
@@ -363,15 +364,23 @@ impl Vault {
     pub(super) fn begin_upload(self: &Arc<Self>, copy: CopyRecord) -> Result<()> {
         let Some(job) = self.only_job(UPLOAD, &copy)? else { return Ok(()) };
         let told = copy.clone();
-        let work = move |work: &Work| match &copy.from {
+        let waits = copy.from.is_none() && self.engine.snapshot_waits(&copy.snapshot).is_some();
+        let make = move |work: &Work| match &copy.from {
             Some(from) => relay::run(work, &copy, from),
+            None if waits => {
+                upload::wait_for_contents(work, &copy)?;
+                let _turn = work.turn_among_jobs()?;
+                upload::run(work, &copy)
+            }
             None => upload::run(work, &copy),
         };
-        self.spawn(&job, work, move |work, result| {
+        let ended = move |work: &Work, result| {
             let outcome = uploaded(work, &told, result);
             work.vault.jobs.lock().remove(&told.id);
             work.vault.look_after_copies().and(outcome)
-        })
+        };
+        // Who waits for a disk to be filled must not keep others from their turn, that disk least of all.
+        if waits { self.spawn_idle(&job, make, ended) } else { self.spawn(&job, make, ended) }
     }
 
     fn begin_fill(self: &Arc<Self>, filling: Filling) -> Result<JobInfo> {

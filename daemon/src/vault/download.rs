@@ -62,8 +62,8 @@ pub(super) fn fill(work: &Work, filling: &Filling) -> Result<Header> {
     let key = header::key(&filling.copy, &filling.snapshot);
     let copy = open_copy(work, &repo, &key)?;
     copy.seal.key()?;
-    let disk = engine.fill_target(filling)?;
-    let mut lane = Lane::new(&disk);
+    let target = engine.fill_target(filling)?;
+    let mut lane = Lane::new(&target.disk);
     let mut results = Vec::new();
     fetch(work, &repo, &copy, unpack, |pieces, blocks| {
         for piece in pieces {
@@ -77,7 +77,7 @@ pub(super) fn fill(work: &Work, filling: &Filling) -> Result<Header> {
         engine.fill_target(filling).map(|_| ())
     })?;
     drop(lane);
-    engine.fill_end(filling)?;
+    engine.fill_end(filling, &target)?;
     Ok(copy.header)
 }
 

@@ -16,8 +16,8 @@ use super::index::Index;
 use super::origin::{CopyOrigin, Opened, Place};
 use super::work::Work;
 use crate::disk::Disk;
-use crate::disk::lane::Lane;
 use crate::disk::lazy::{Answer, Need, Origin, holes_of};
+use crate::engine::FillTarget;
 use crate::engine::api::JobInfo;
 use crate::engine::copies::Filling;
 use crate::engine::filling::FETCH;
@@ -45,14 +45,10 @@ impl Vault {
         filling: &Filling,
         opened: Option<Opened>,
     ) -> Result<JobInfo> {
-        let disk = self.engine.fill_target(filling)?;
-        let Some(lazy) = disk.lazy() else {
-            return Err(Error::internal(format!("disk {} is not filled lazily", filling.disk)));
-        };
+        let lazy = self.engine.lazy(filling)?;
         let Filling { repo, copy, snapshot, .. } = filling.clone();
         let place = Place { repo, copy, snapshot };
-        let id = filling.disk.clone();
-        let origin = CopyOrigin::new(self, place, Some((id, Arc::downgrade(&disk))));
+        let origin = CopyOrigin::new(self, place, Some(filling.clone()));
         if let Some(opened) = opened {
             origin.opened(opened);
         }
@@ -81,9 +77,12 @@ fn fill_all(work: &Work, filling: &Filling, origin: &Arc<CopyOrigin>) -> Result<
     loop {
         let before = work.job.done.load(Ordering::Relaxed);
         let error = match pass(work, filling, origin) {
-            Ok(bytes) => {
-                work.vault.engine.fill_end(filling)?;
-                return Ok(bytes);
+            Ok((bytes, target)) => {
+                if work.vault.engine.fill_end(filling, &target)? {
+                    return Ok(bytes);
+                }
+                // The disk was kept as a snapshot meanwhile, which may lack more than the disk does.
+                continue;
             }
             Err(error) => error,
         };
@@ -109,8 +108,8 @@ fn fill_all(work: &Work, filling: &Filling, origin: &Arc<CopyOrigin>) -> Result<
 }
 
 /// Goes once over all chunks, and fetches those with blocks that the disk lacks.
-fn pass(work: &Work, filling: &Filling, origin: &Arc<CopyOrigin>) -> Result<u64> {
-    let disk = work.vault.engine.fill_target(filling)?;
+fn pass(work: &Work, filling: &Filling, origin: &Arc<CopyOrigin>) -> Result<(u64, FillTarget)> {
+    let target = work.vault.engine.fill_target(filling)?;
     let (told, mut answers) = mpsc::unbounded_channel();
     origin.ask(Need::Index, answer_to(&told, 0));
     let (_, known) = work.wait(next(&mut answers))?;
@@ -118,7 +117,7 @@ fn pass(work: &Work, filling: &Filling, origin: &Arc<CopyOrigin>) -> Result<u64>
     let index = origin.index().ok_or_else(|| Error::internal("no index"))?;
     work.job.total.store(index.raw_bytes(), Ordering::Relaxed);
     work.job.done.store(0, Ordering::Relaxed);
-    let mut pass = Pass { work, filling, disk: &disk, index, lane: Lane::new(&disk), under_way: 0 };
+    let mut pass = Pass { work, filling, disk: &target.disk, index, under_way: 0 };
     let mut chunks = index.order().iter();
     let mut at_once = AT_ONCE;
     loop {
@@ -146,7 +145,7 @@ fn pass(work: &Work, filling: &Filling, origin: &Arc<CopyOrigin>) -> Result<u64>
             })?;
         }
     }
-    Ok(index.raw_bytes())
+    Ok((index.raw_bytes(), target))
 }
 
 struct Pass<'a> {
@@ -154,7 +153,6 @@ struct Pass<'a> {
     filling: &'a Filling,
     disk: &'a Arc<Disk>,
     index: &'a Index,
-    lane: Lane,
     under_way: usize,
 }
 
@@ -173,12 +171,12 @@ impl Pass<'_> {
 
     fn store(&mut self, chunk: u32, answer: Answer) -> Result<()> {
         let Some(fetched) = answer? else { return Err(Error::internal("a chunk without bytes")) };
-        self.lane.adopt(&fetched)?;
+        // Whoever deletes the disk is noticed here.
+        self.work.vault.engine.adopt(self.filling, &fetched)?;
         faults::fail_point("fill.written");
         self.work.job.says("");
         self.count(chunk);
-        // Whoever deletes the disk is noticed here.
-        self.work.vault.engine.fill_target(self.filling).map(|_| ())
+        Ok(())
     }
 
     fn count(&self, chunk: u32) {

@@ -27,13 +27,11 @@ use super::seal::Seal;
 use super::store::Store;
 use super::table::Chunk;
 use super::{Vault, open_repo};
-use crate::disk::Disk;
-use crate::disk::lane::Lane;
 use crate::disk::lazy::{Answer, Fetched, Need, Origin, Span, Wake};
 use crate::engine::Origins;
-use crate::engine::copies::Source;
+use crate::engine::copies::{Filling, Source};
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{BlockRange, CopyId, DiskId, Lba, SnapshotId};
+use crate::units::{BlockRange, CopyId, Lba, SnapshotId};
 
 /// How long a client waits for one object of a repository that does not answer.
 const FETCH_LIMIT: Duration = Duration::from_secs(20);
@@ -86,8 +84,8 @@ struct UnderWay {
 pub struct CopyOrigin {
     vault: Weak<Vault>,
     place: Place,
-    /// The disk to tell events of, and to store blocks in.
-    disk: Option<(DiskId, Weak<Disk>)>,
+    /// What blocks are stored for, and events are told of.
+    filling: Option<Filling>,
     serial: u64,
     known: OnceLock<Known>,
     /// Of a table in parts, before that.
@@ -150,17 +148,13 @@ impl std::fmt::Debug for State {
 }
 
 impl CopyOrigin {
-    /// The origin that a copy is, for a disk to store its blocks in, if there is one.
+    /// The origin that a copy is, for what is filled from it, if anything is.
     #[must_use]
-    pub fn new(
-        vault: &Arc<Vault>,
-        place: Place,
-        disk: Option<(DiskId, Weak<Disk>)>,
-    ) -> Arc<CopyOrigin> {
+    pub fn new(vault: &Arc<Vault>, place: Place, filling: Option<Filling>) -> Arc<CopyOrigin> {
         let serial = vault.fetching.serial.fetch_add(1, Ordering::Relaxed);
         let (vault, state) = (Arc::downgrade(vault), Mutex::default());
         let (known, partial) = (OnceLock::new(), OnceLock::new());
-        Arc::new(CopyOrigin { vault, place, disk, serial, known, partial, state })
+        Arc::new(CopyOrigin { vault, place, filling, serial, known, partial, state })
     }
 
     /// Takes over what is known of the copy, so that it need not be read again.
@@ -422,12 +416,11 @@ impl CopyOrigin {
         };
         let answer = got.clone().map_err(|error| told(&error));
         waiting.into_iter().for_each(|wake| wake(answer.clone()));
-        let disk = self.disk.as_ref().and_then(|(_, disk)| disk.upgrade());
-        if let (Ok(Some(fetched)), Some(disk)) = (got, disk)
-            && let Err(error) = Lane::new(&disk).adopt(&fetched)
+        if let (Ok(Some(fetched)), Some(filling)) = (got, &self.filling)
+            && let Err(error) = vault.engine.adopt(filling, &fetched)
         {
             // It is read all the same; the fill tells of it.
-            tracing::debug!(%error, disk = disk.label, "blocks of a copy are not stored");
+            tracing::debug!(%error, disk = %filling.disk, "blocks of a copy are not stored");
         }
     }
 
@@ -441,7 +434,7 @@ impl CopyOrigin {
             let now = failed.map(|error| (Instant::now(), error.clone()));
             std::mem::replace(&mut state.failed, now)
         };
-        let Some((id, _)) = self.disk.clone() else { return };
+        let Some(Filling { disk: id, .. }) = self.filling.clone() else { return };
         let what = format!("copy {} in repository {}", self.place.copy, self.place.repo);
         let (kind, message) = match (was, failed) {
             (None, Some(error)) => {

@@ -35,7 +35,7 @@ impl Vault {
     pub fn way_back(&self, disk: &DiskId, to: &SnapshotId) -> Result<Way> {
         match self.engine.way_back(disk, to)? {
             None => Ok(Way::Here(to.clone())),
-            Some(goal) => self.way_there(goal),
+            Some(goal) => self.way_there(disk, goal),
         }
     }
 
@@ -65,10 +65,11 @@ impl Vault {
         }
         let name = format!("{}@{}", header.disk_name, header.snapshot_name);
         let source = Source { repo: info.repo, copy: info.id, snapshot: info.snapshot, lazy: true };
-        self.way_there(Goal { source, name, size: header.size, own: false })
+        self.way_there(disk, Goal { source, name, size: header.size, own: false })
     }
 
-    fn way_there(&self, goal: Goal) -> Result<Way> {
+    fn way_there(&self, disk: &DiskId, goal: Goal) -> Result<Way> {
+        self.engine.refuse_second_filling(disk)?;
         let Source { repo, copy, snapshot, .. } = &goal.source;
         let known = self.engine.repo(repo)?;
         let opened = self.wait(repo, async {

@@ -25,7 +25,7 @@ use crate::disk::lane::Lane;
 use crate::engine::api::{Change, SnapshotInfo};
 use crate::engine::copies::{Base, CopyRecord};
 use crate::engine::presence::Standing;
-use crate::engine::{Pin, now};
+use crate::engine::{Pin, Target, now};
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
 use crate::units::{BLOCK_SIZE, ByteRange, CopyId};
@@ -34,6 +34,9 @@ use crate::units::{BLOCK_SIZE, ByteRange, CopyId};
 pub const PARALLEL: usize = 6;
 /// The mark of an upload is written again so often; others take it for abandoned after days.
 pub const MARK_EVERY: Duration = Duration::from_secs(3600);
+
+/// How often it is looked whether a snapshot has all its contents.
+const CONTENTS_EVERY: Duration = Duration::from_millis(500);
 
 /// How long chunks under way may take once the copy has failed.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
@@ -70,17 +73,8 @@ struct Sender<'a> {
 pub(super) fn run(work: &Work, copy: &CopyRecord) -> Result<Header> {
     let engine = &work.vault.engine;
     let repo = engine.repo(&copy.repo)?;
-    let job = Arc::clone(&work.job);
-    let user = format!("copy {} to {}", copy.id, copy.repo);
     work.arrive();
-    // Of a snapshot that goes, its own copy goes too.
-    let pin = match engine.copy_standing(&copy.id) {
-        Standing::Own => Pin::Yields,
-        Standing::Beside => Pin::Held,
-        Standing::Leaving => return Err(Error::new(ErrorKind::Cancelled, "cancelled")),
-    };
-    let hangup = Box::new(move || job.cancel());
-    let target = engine.pin_snapshot(&copy.snapshot, &user, pin, hangup)?;
+    let target = pinned(work, copy)?;
     let info = engine.snapshot(&copy.snapshot)?;
     let (store, _) = work.wait(open_repo(&repo))?;
     let key = header::key(&copy.id, &copy.snapshot);
@@ -124,6 +118,37 @@ pub(super) fn run(work: &Work, copy: &CopyRecord) -> Result<Header> {
     let header = commit(work, &store, copy, &info, contents)?;
     work.wait(unmark(&store, &copy.id))?;
     Ok(header)
+}
+
+/// The snapshot, kept as long as it is copied.
+fn pinned(work: &Work, copy: &CopyRecord) -> Result<Target> {
+    let engine = &work.vault.engine;
+    let job = Arc::clone(&work.job);
+    let user = format!("copy {} to {}", copy.id, copy.repo);
+    // Of a snapshot that goes, its own copy goes too.
+    let pin = match engine.copy_standing(&copy.id) {
+        Standing::Own => Pin::Yields,
+        Standing::Beside => Pin::Held,
+        Standing::Leaving => return Err(Error::new(ErrorKind::Cancelled, "cancelled")),
+    };
+    engine.pin_snapshot(&copy.snapshot, &user, pin, Box::new(move || job.cancel()))
+}
+
+/// Waits until a snapshot has all its contents, of which a hole may be anything before.
+///
+/// # Errors
+/// `Cancelled`; the snapshot is gone.
+pub(super) fn wait_for_contents(work: &Work, copy: &CopyRecord) -> Result<()> {
+    let _kept = pinned(work, copy)?;
+    while let Some(why) = work.vault.engine.snapshot_waits(&copy.snapshot) {
+        work.job.says(&format!("waits: {why}"));
+        work.wait(async {
+            tokio::time::sleep(CONTENTS_EVERY).await;
+            Ok(())
+        })?;
+    }
+    work.job.says("");
+    Ok(())
 }
 
 impl Sender<'_> {

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use super::Vault;
@@ -119,6 +119,17 @@ impl Work {
         let ended = async { told.await.map_err(|e| Error::internal(e.to_string()))? };
         parts.spawn_on(ended, &self.vault.handle);
         Ok(())
+    }
+
+    /// Waits for a turn, of work that began without one.
+    ///
+    /// # Errors
+    /// As [`Work::check`].
+    pub fn turn_among_jobs(&self) -> Result<OwnedSemaphorePermit> {
+        let permits = Arc::clone(&self.vault.permits);
+        self.wait(async {
+            permits.acquire_owned().await.map_err(|e| Error::internal(e.to_string()))
+        })
     }
 
     /// # Errors

@@ -241,3 +241,16 @@ pub fn a_reclaim_cut_in_pieces() -> Outcome {
     machine.step(&Op::Checkpoint)?;
     machine.finish()
 }
+
+/// A disk is kept as a snapshot while it is filled, written to, and has all its contents then.
+pub fn a_disk_that_is_kept_while_it_is_filled() -> Outcome {
+    let mut machine = Machine::new()?;
+    let write = |at| Item { kind: ItemKind::Write, at, blocks: 1, skew: (0, 0) };
+    let writes = Op::Data { disk: 2, items: (0..4).map(|leaf| write(leaf * 64 + 3)).collect() };
+    let lazy = Op::Lazy { blocks: 250, seed: 7 };
+    let fetch = Op::Fetch { disk: 0, from: 0, chunks: 19 };
+    for op in [lazy, Op::Snapshot { disk: 2 }, writes, Op::Checkpoint, fetch, Op::Verify] {
+        machine.step(&op)?;
+    }
+    machine.finish()
+}

@@ -11,7 +11,7 @@ use rowd::disk::lane::Lane;
 use rowd::error::ErrorKind;
 use rowd::units::{BLOCK_SIZE, ByteRange, SnapshotId};
 
-use super::machine::{Machine, Outcome, text};
+use super::machine::{Machine, Outcome, text, unusable};
 use super::reference::{NodeId, Reference};
 
 /// Blocks read at a time.
@@ -115,6 +115,12 @@ impl Machine {
             for from in std::iter::once(None).chain(before.take().map(Some)) {
                 let tree = |node: NodeId| reference.nodes[&node].tree;
                 if from.as_ref().is_some_and(|(other, _)| tree(*other) != tree(node)) {
+                    continue;
+                }
+                let lacks = |node: NodeId| reference.lacks(node).is_some();
+                if lacks(node) || from.as_ref().is_some_and(|(node, _)| lacks(*node)) {
+                    let from = from.as_ref().map(|(_, id)| id);
+                    unusable(self.engine().diff(from, &snapshot.id, 0, 3))?;
                     continue;
                 }
                 let told = self.diff(from.as_ref().map(|(_, id)| id), &snapshot.id)?;

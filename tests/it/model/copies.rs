@@ -76,6 +76,7 @@ impl Reference {
                 self.release(node);
             }
         }
+        self.end_needless();
     }
 }
 
@@ -129,7 +130,6 @@ impl Machine {
                 self.reference.go_on(at, Some(node));
                 self.compare_disk(at)
             }
-            Err(error) if error.kind() == ErrorKind::WrongState && self.is_lazy(at) => Ok(()),
             Err(error) if error.kind() == ErrorKind::StillCopying && waits => Ok(()),
             Err(error) if error.kind() == ErrorKind::Quota && !waits && manual >= QUOTA => Ok(()),
             other => Err(format!("waits: {waits}, {manual} snapshots: {other:?}")),
@@ -142,6 +142,11 @@ impl Machine {
         let all: Vec<&Snapshot> = self.reference.snapshots.iter().filter(under_way).collect();
         let Some(snapshot) = all.get(usize::from(number) % all.len().max(1)) else { return Ok(()) };
         let snapshot = (*snapshot).clone();
+        let lacks = self.reference.lacks(snapshot.node).is_some();
+        equal("whether it waits", self.engine().snapshot_waits(&snapshot.id).is_some(), lacks)?;
+        if lacks {
+            return Ok(());
+        }
         let copy = snapshot.presence.as_ref().expect("chosen so").copy.clone();
         let among: Vec<SnapshotId> =
             self.repository.values().map(|kept| kept.snapshot.clone()).collect();

@@ -64,14 +64,8 @@ impl Machine {
         let waits = disks.iter().any(|disk| self.reference.waits(disk));
         let name = Some(self.new_name());
         let spec = GroupSpec { disks: disks.clone(), name, ..GroupSpec::default() };
-        let lazy = |disk: &DiskId| self.reference.disks.iter().any(|d| d.id == *disk && d.lazy);
-        let lacks = disks.iter().any(lazy);
         match self.engine().group_create(BY, spec) {
-            Err(error) if error.kind() == ErrorKind::WrongState && lacks => Ok(()),
             Err(error) if error.kind() == ErrorKind::Quota && full => Ok(()),
-            // Another disk of the group may be refused first.
-            Err(error) if error.kind() == ErrorKind::StillCopying && waits && lacks => Ok(()),
-            other if lacks => Err(format!("a group with what is not here: {other:?}")),
             Ok(_) if full => Err("the quota is not kept by a group".to_owned()),
             Ok(_) if waits => Err("a group beside a snapshot that cannot be used yet".to_owned()),
             Err(error) if error.kind() == ErrorKind::StillCopying && waits => Ok(()),
@@ -128,16 +122,6 @@ impl Machine {
             return self.shed();
         }
         let refusal = self.refusal(&members, &disks, &chosen, first, busy);
-        let lacks = |disk: &DiskId| self.reference.disks.iter().any(|d| d.id == *disk && d.lazy);
-        if chosen.iter().any(lacks) {
-            // Whatever is found first.
-            let how =
-                GroupReturn { disks, force: false, group_first: first.then(|| self.new_name()) };
-            return match self.engine().group_rollback(BY, &id, how) {
-                Err(_) => Ok(()),
-                done => Err(format!("return of what is not here: {done:?}")),
-            };
-        }
         if refusal.is_none() {
             chosen.iter().for_each(|disk| drop(self.sessions.remove(disk)));
         }

@@ -7,13 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use rowd::disk::lane::Lane;
 use rowd::disk::lazy::{Fetched, Need, Origin, Span, Wake};
 use rowd::engine::api::DiskSpec;
 use rowd::engine::copies::Source;
 use rowd::error::ErrorKind;
 use rowd::units::{BLOCK_BYTES, BLOCK_SIZE, BlockRange, CopyId, Lba, SnapshotId};
 
+use super::compare::equal;
 use super::machine::{BY, DISKS_MAX, Machine, Outcome, text};
 use super::power::Random;
 use super::reference::Effect;
@@ -135,49 +135,55 @@ impl Machine {
         for filling in self.engine().fillings() {
             let origin = self.origins.get(&filling.disk).cloned();
             let origin = origin.ok_or("a disk is filled from nowhere")?;
-            let lazy = self.engine().lazy(&filling.disk).ok_or("a disk is filled and is not")?;
+            let lazy = self.engine().lazy(&filling).map_err(text)?;
             lazy.connect(origin);
         }
         Ok(())
     }
 
-    /// Fetches some chunks of a disk, as the background does. One that has all blocks is an ordinary one then.
-    pub fn fetch(&mut self, disk: u8, from: u16, chunks: u8) -> Outcome {
-        let lazies: Vec<usize> =
-            (0..self.reference.disks.len()).filter(|at| self.reference.disks[*at].lazy).collect();
-        let Some(at) = lazies.get(usize::from(disk) % lazies.len().max(1)).copied() else {
-            return Ok(());
-        };
-        let id = self.reference.disks[at].id.clone();
+    /// Fetches some chunks for what lacks them, as the background does. What has all blocks is ordinary then.
+    pub fn fetch(&mut self, number: u8, from: u16, chunks: u8) -> Outcome {
+        let count = self.reference.fillings.len().max(1);
+        let found = self.reference.fillings.get(usize::from(number) % count).cloned();
+        let Some(truth) = found else { return Ok(()) };
+        let (id, node) = (truth.disk.clone(), self.reference.to_fill(&truth));
         let copied = Arc::clone(&self.origins[&id]);
         let filling = self.engine().fillings().into_iter().find(|filling| filling.disk == id);
         let filling = filling.ok_or("a disk is filled and is not")?;
-        let target = self.engine().fill_target(&filling).map_err(text)?;
         let last = copied.blocks.keys().next_back().map_or(0, |last| last / CHUNK + 1);
         for number in 0..u64::from(chunks).min(last) {
             let chunk = copied.chunk((u64::from(from) + number) % last * CHUNK);
-            self.dirties(2)?;
-            let lacking = self.reference.lacking(at, &chunk.spans);
+            // Every version of two leaves.
+            self.dirties(2 * self.reference.nodes.len() as u64)?;
+            let lacking = self.reference.lacking(node, &chunk.spans);
             let short = self.may_be_short_of(lacking.len() as u64);
-            let stored = Lane::new(&target).adopt(&chunk);
+            let stored = self.engine().adopt(&filling, &chunk);
             match stored {
                 Ok(stored) if stored == lacking.len() as u64 => {}
                 Err(error) if error.kind() == ErrorKind::NoSpace && short => return Ok(()),
                 other => return Err(format!("{} blocks lack, yet {other:?}", lacking.len())),
             }
-            self.effect(at, &Effect::Fetch(lacking));
+            self.effect(0, &Effect::Fetch(node, lacking));
         }
-        drop(target);
-        if !self.reference.is_whole(at) {
-            return self.compare_stored(at);
+        if self.reference.is_whole(node) {
+            let target = self.engine().fill_target(&filling).map_err(text)?;
+            equal("ended", self.engine().fill_end(&filling, &target).map_err(text)?, true)?;
+            self.reference.fillings.retain(|filling| filling.disk != id);
         }
-        self.engine().fill_end(&filling).map_err(text)?;
-        self.reference.disks[at].lazy = false;
-        self.compare_stored(at)
+        match self.reference.disks.iter().position(|disk| disk.id == id) {
+            Some(at) => self.compare_stored(at),
+            None => Ok(()),
+        }
     }
 
-    /// Whether a disk is being filled, so that what needs all its contents is refused.
+    /// Whether a disk lacks blocks.
     pub fn is_lazy(&self, disk: usize) -> bool {
-        self.reference.disks[disk].lazy
+        self.reference.lacks(self.reference.disks[disk].head).is_some()
+    }
+
+    /// Whether it does, and nothing else does with it: it was not kept as a snapshot meanwhile.
+    pub fn is_alone(&self, disk: usize) -> bool {
+        let id = &self.reference.disks[disk].id;
+        self.reference.fillings.iter().any(|filling| filling.disk == *id && filling.root.is_none())
     }
 }

@@ -301,10 +301,7 @@ impl Machine {
             copy: None,
         };
         let waits = self.reference.waits(&self.reference.disks[disk].id);
-        let lazy = self.is_lazy(disk);
         match self.engine().snapshot_create(BY, spec) {
-            Err(error) if error.kind() == ErrorKind::WrongState && lazy => Ok(()),
-            other if lazy => Err(format!("a snapshot of what is not here: {other:?}")),
             Err(error) if error.kind() == ErrorKind::StillCopying && waits => Ok(()),
             Ok(_) if waits => Err("a snapshot beside one that cannot be used yet".to_owned()),
             Ok(_) if manual >= QUOTA => Err("the quota is not kept".to_owned()),
@@ -364,9 +361,6 @@ impl Machine {
             return unusable(self.engine().disk_rollback(BY, &id, &to.id, false));
         }
         let (to, node, size) = (to.id.clone(), to.node, to.size);
-        if self.is_lazy(at) {
-            return unusable(self.engine().disk_rollback(BY, &id, &to, false));
-        }
         if busy && self.sessions.contains_key(&id) {
             return refused(self.engine().disk_rollback(BY, &id, &to, false));
         }
@@ -381,7 +375,7 @@ impl Machine {
         let of_disk = self.reference.snapshots.iter().filter(|s| s.disk == id && s.undo);
         let newest = of_disk.max_by_key(|s| s.node).map(|s| (s.node, s.size));
         self.sessions.remove(&id);
-        if self.is_lazy(at) {
+        if self.is_alone(at) {
             return self.abandon(at, newest, force);
         }
         match (self.engine().disk_undo(BY, &id, false), newest) {
@@ -402,10 +396,7 @@ impl Machine {
             found.filter(|s| s.usable()).map(|s| (s.node, s.size))
         });
         self.sessions.remove(&id);
-        let lazy = self.is_lazy(at);
         match (self.engine().disk_reinit(BY, &id, false), target) {
-            (Err(error), _) if error.kind() == ErrorKind::WrongState && lazy => Ok(()),
-            (other, _) if lazy => Err(format!("reinit of what is not here: {other:?}")),
             (Ok(done), None) => self.switched(at, &done, None, 0),
             (Ok(done), Some(Some((node, size)))) => self.switched(at, &done, Some(node), size),
             (Err(error), Some(None)) if error.kind() == ErrorKind::WrongState => Ok(()),

@@ -1,7 +1,8 @@
 //! The reference model: what disks and snapshots hold, in plain maps, with every stored block's identity.
 //!
 //! Invariants: a node is one state of one disk, whole in itself; a block is in use while some node has
-//! it. A released node goes when it has fewer than two children, as `map/reclaim.rs` has it.
+//! it. A released node goes when it has fewer than two children, as `map/reclaim.rs` has it; one that lacks blocks
+//! with its only child waits.
 //! Absent: everything that makes it fast, and every idea of how rowd does it.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -42,8 +43,14 @@ pub struct Disk {
     pub size: u64,
     pub head: NodeId,
     pub origin: Option<SnapshotId>,
-    /// It is being filled.
-    pub lazy: bool,
+}
+
+/// What lacks blocks of a copy: a disk, or all that descends from what it was when it was first kept meanwhile.
+#[derive(Clone, Debug)]
+pub struct Filling {
+    /// Which may be gone.
+    pub disk: DiskId,
+    pub root: Option<NodeId>,
 }
 
 #[derive(Clone, Debug)]
@@ -74,8 +81,8 @@ pub enum Effect {
         data: Vec<u8>,
     },
     Clear(BlockRange),
-    /// These blocks come from the copy.
-    Fetch(Vec<u64>),
+    /// These blocks of a node come from the copy, for all who have them.
+    Fetch(NodeId, Vec<u64>),
 }
 
 /// The whole pool.
@@ -84,6 +91,7 @@ pub struct Reference {
     pub nodes: BTreeMap<NodeId, Node>,
     pub disks: Vec<Disk>,
     pub snapshots: Vec<Snapshot>,
+    pub fillings: Vec<Filling>,
     pub groups: Vec<Group>,
     /// In the order in which they were made.
     pub images: Vec<Image>,
@@ -108,12 +116,14 @@ impl Reference {
     }
 
     pub fn apply(&mut self, disk: usize, effect: &Effect) {
+        if let Effect::Fetch(node, lbas) = effect {
+            lbas.iter().for_each(|lba| self.arrive(*node, *lba));
+            return;
+        }
         let mut blocks = Rc::clone(&self.nodes[&self.disks[disk].head].blocks);
         let map = Rc::make_mut(&mut blocks);
         match effect {
-            Effect::Fetch(lbas) => {
-                lbas.iter().for_each(|lba| map.get_mut(lba).expect("it lacks").here = true);
-            }
+            Effect::Fetch(..) => unreachable!("done above"),
             Effect::Clear(range) => map.retain(|lba, _| !(range.start..range.end).contains(lba)),
             Effect::Write { offset, data } => {
                 let range = ByteRange::new(*offset, data.len() as u64).expect("small");
@@ -139,7 +149,7 @@ impl Reference {
         let parent = from.map(|snapshot| self.snapshots[snapshot].node);
         let origin = from.map(|snapshot| self.snapshots[snapshot].id.clone());
         let head = self.add_node(parent);
-        self.disks.push(Disk { id, name: name.to_owned(), size, head, origin, lazy: false });
+        self.disks.push(Disk { id, name: name.to_owned(), size, head, origin });
     }
 
     /// The disk is filled from a copy of these blocks.
@@ -150,21 +160,66 @@ impl Reference {
             (*lba, Stored { identity: self.next, here: false, bytes })
         });
         let promised: BTreeMap<u64, Stored> = promised.collect();
-        self.disks[disk].lazy = true;
+        self.fillings.push(Filling { disk: self.disks[disk].id.clone(), root: None });
         let head = self.disks[disk].head;
         self.nodes.get_mut(&head).expect("a head").blocks = Rc::new(promised);
     }
 
-    /// Those of some blocks that a disk lacks.
-    pub fn lacking(&self, disk: usize, spans: &[Span]) -> Vec<u64> {
-        let blocks = &self.nodes[&self.disks[disk].head].blocks;
+    /// A block that a node lacked is there, for all who have it.
+    fn arrive(&mut self, node: NodeId, lba: u64) {
+        let (tree, identity) = {
+            let node = &self.nodes[&node];
+            (node.tree, node.blocks[&lba].identity)
+        };
+        for node in self.nodes.values_mut().filter(|node| node.tree == tree) {
+            if node.blocks.get(&lba).is_some_and(|stored| stored.identity == identity) {
+                Rc::make_mut(&mut node.blocks).get_mut(&lba).expect("it has it").here = true;
+            }
+        }
+    }
+
+    /// A node and those above it, youngest first.
+    fn line(&self, node: NodeId) -> impl Iterator<Item = NodeId> {
+        std::iter::successors(Some(node), |node| self.nodes[node].parent)
+    }
+
+    /// What a node lacks blocks of, if it does.
+    pub fn lacks(&self, node: NodeId) -> Option<&Filling> {
+        let is_it = |filling: &&Filling| match filling.root {
+            Some(root) => self.line(node).any(|above| above == root),
+            None => self.disks.iter().any(|disk| disk.id == filling.disk && disk.head == node),
+        };
+        self.fillings.iter().find(is_it)
+    }
+
+    /// The node that is to be filled.
+    pub fn to_fill(&self, filling: &Filling) -> NodeId {
+        let founder = || self.disks.iter().find(|disk| disk.id == filling.disk);
+        filling.root.unwrap_or_else(|| founder().expect("it is alone with its copy").head)
+    }
+
+    /// Forgets what nothing belongs to any more.
+    pub fn end_needless(&mut self) {
+        let held = self.snapshots.iter().filter(|s| s.held()).map(|s| s.node);
+        let named: Vec<NodeId> = held.chain(self.disks.iter().map(|disk| disk.head)).collect();
+        let needed = |filling: &Filling| match filling.root {
+            Some(root) => named.iter().any(|node| self.line(*node).any(|above| above == root)),
+            None => self.disks.iter().any(|disk| disk.id == filling.disk),
+        };
+        let all = self.fillings.iter().filter(|filling| needed(filling));
+        self.fillings = all.cloned().collect();
+    }
+
+    /// Those of some blocks that a node lacks.
+    pub fn lacking(&self, node: NodeId, spans: &[Span]) -> Vec<u64> {
+        let blocks = &self.nodes[&node].blocks;
         let lacks = |lba: &u64| blocks.get(lba).is_some_and(|stored| !stored.here);
         spans.iter().map(|span| span.start).filter(lacks).collect()
     }
 
-    /// Whether a disk has all its contents.
-    pub fn is_whole(&self, disk: usize) -> bool {
-        self.nodes[&self.disks[disk].head].blocks.values().all(|stored| stored.here)
+    /// Whether a node has all its contents.
+    pub fn is_whole(&self, node: NodeId) -> bool {
+        self.nodes[&node].blocks.values().all(|stored| stored.here)
     }
 
     /// Blocks of a node that take space.
@@ -180,6 +235,7 @@ impl Reference {
             self.snapshots.iter().filter(|s| s.undo && s.disk == disk.id).map(|s| s.node).collect();
         self.snapshots.retain(|s| !(s.undo && s.disk == disk.id));
         gone.into_iter().for_each(|node| self.release(node));
+        self.end_needless();
     }
 
     /// Freezes the head of a disk, which goes on under `parent` (`None`: under the frozen head itself
@@ -188,6 +244,10 @@ impl Reference {
         let (of, size, node) =
             (self.disks[disk].id.clone(), self.disks[disk].size, self.disks[disk].head);
         let name = name.to_owned();
+        let alone = |filling: &&mut Filling| filling.disk == of && filling.root.is_none();
+        if let Some(filling) = self.fillings.iter_mut().find(alone) {
+            filling.root = Some(node);
+        }
         self.snapshots.push(Snapshot { id, name, disk: of, size, node, undo, presence: None });
         node
     }
@@ -201,6 +261,7 @@ impl Reference {
         if snapshot.held() {
             self.release(snapshot.node);
         }
+        self.end_needless();
     }
 
     pub fn release(&mut self, node: NodeId) {
@@ -220,7 +281,12 @@ impl Reference {
                 .iter()
                 .filter(|(_, node)| node.released)
                 .map(|(id, node)| (*id, node.parent, self.children(*id)))
-                .find(|(_, _, children)| children.len() < 2);
+                .find(|(id, _, children)| match children.len() {
+                    0 => true,
+                    // What is fetched for those below goes here.
+                    1 => self.lacks(*id).is_none(),
+                    _ => false,
+                });
             let Some((id, parent, children)) = ready else { return };
             let gone = self.nodes.remove(&id).expect("it is there");
             for child in children {
@@ -243,6 +309,11 @@ impl Reference {
     /// and stays hidden, what no other node has. The model has to be collapsed.
     pub fn exclusive(&self, node: NodeId) -> u64 {
         let children = self.children(node);
+        let family = self.fillings.iter().filter_map(|filling| filling.root);
+        let tree = self.nodes[&node].tree;
+        if family.into_iter().any(|root| self.nodes[&root].tree == tree) {
+            return self.exclusive_now(node, &children);
+        }
         if children.len() < 2 {
             let mut without = self.clone();
             without.release(node);
@@ -254,6 +325,30 @@ impl Reference {
             others.flat_map(|(_, other)| other.blocks.values().map(|s| s.identity)).collect();
         let own = self.nodes[&node].blocks.values();
         own.filter(|stored| !held.contains(&stored.identity)).count() as u64
+    }
+
+    /// The same where deleted nodes wait for what is fetched, by what was written in the node itself.
+    fn exclusive_now(&self, node: NodeId, children: &[NodeId]) -> u64 {
+        let unseen = |node: NodeId, by: &[NodeId]| {
+            let has = |other: NodeId, lba: &u64, stored: &Stored| {
+                let found = self.nodes[&other].blocks.get(lba);
+                found.is_some_and(|found| found.identity == stored.identity)
+            };
+            let Node { blocks, parent, .. } = &self.nodes[&node];
+            let own = blocks.iter().filter(|(lba, stored)| {
+                stored.here && !parent.is_some_and(|parent| has(parent, lba, stored))
+            });
+            own.filter(|(lba, stored)| !by.iter().any(|other| has(*other, lba, stored))).count()
+        };
+        // Of a deleted parent of two that which the other one does not see.
+        let parent = self.nodes[&node].parent.filter(|_| children.is_empty());
+        let parent = parent.filter(|parent| self.nodes[parent].released);
+        let handed = parent.map_or(0, |parent| {
+            let others: Vec<NodeId> =
+                self.children(parent).into_iter().filter(|child| *child != node).collect();
+            if others.len() == 1 { unseen(parent, &others) } else { 0 }
+        });
+        (unseen(node, children) + handed) as u64
     }
 
     /// Blocks that are not the same block in two nodes (`None`: an empty disk).

@@ -12,7 +12,7 @@ use rowd::units::{BLOCK_SIZE, LEAF_BLOCKS};
 
 use super::lazy::Copied;
 use super::machine::{BY, Machine, Outcome, refused, text, unusable};
-use super::reference::{NodeId, Reference, Snapshot, Stored};
+use super::reference::{Filling, NodeId, Reference, Snapshot, Stored};
 
 /// Leaves that a return may dirty at once: nobody makes checkpoints meanwhile.
 const LEAVES_MAX: u64 = 60;
@@ -21,6 +21,7 @@ impl Reference {
     /// The state in the pool that came first after another one, in its line; that one may be gone.
     fn nearest(&self, disk: usize, to: NodeId) -> Option<NodeId> {
         let held = self.snapshots.iter().filter(|s| s.held()).map(|s| s.node);
+        let held = held.filter(|node| self.lacks(*node).is_none());
         let head = self.disks[disk].head;
         let descends = |node: &NodeId| {
             let mut at = Some(*node);
@@ -53,7 +54,7 @@ impl Reference {
             blocks.insert(*lba, found);
         }
         self.nodes.get_mut(&head).expect("a head").blocks = Rc::new(blocks);
-        self.disks[disk].lazy = true;
+        self.fillings.push(Filling { disk: self.disks[disk].id.clone(), root: None });
     }
 }
 
@@ -72,7 +73,7 @@ impl Machine {
             return Ok(());
         }
         let goal = self.engine().way_back(&id, &to.id).map_err(text)?.ok_or("it is here")?;
-        if self.is_lazy(at) {
+        if self.is_lazy(at) || self.reference.fillings.iter().any(|filling| filling.disk == id) {
             return unusable(self.engine().disk_return(BY, &id, &goal, false));
         }
         if busy && self.sessions.contains_key(&id) {
@@ -108,7 +109,8 @@ impl Machine {
         self.reference.release(head);
         self.reference.go_on(at, Some(node));
         let disk = &mut self.reference.disks[at];
-        (disk.size, disk.lazy) = (disk.size.max(size), false);
+        disk.size = disk.size.max(size);
+        self.reference.fillings.retain(|filling| filling.disk != id);
         self.compare_disk(at)
     }
 

@@ -208,18 +208,20 @@ fn every_verb_works_on_a_disk_that_is_being_filled_or_says_why_not() {
     let shown = daemon.json(&["disk", "show", "again"]);
     let job = shown["filling"]["job"].as_str().unwrap();
     for (code, args) in [
-        (15, &["group", "create", "again", "data", "--name", "both"][..]),
-        (15, &["disk", "reinit", "again", "--yes"]),
-        (15, &["disk", "rollback", "--undo", "again", "--yes"]),
+        (15, &["disk", "rollback", "--undo", "again", "--yes"][..]),
         (15, &["job", "cancel", job]),
         (21, &["copy", "delete", &world.copy, "--yes"]),
         (21, &["repo", "remove", "s3", "--yes"]),
     ] {
         daemon.json_error(code, args);
     }
-    let early = daemon.json_error(15, &["snapshot", "create", "again", "early"]);
-    assert!(early["message"].as_str().unwrap().contains('%'), "{early}");
-    assert!(early["hint"].as_str().unwrap().contains(job), "{early}");
+    daemon.ctl(&["snapshot", "create", "again", "early"]);
+    daemon.ctl(&["snapshot", "create", "again", "later"]);
+    let diff = daemon.json_error(15, &["snapshot", "diff", "again@early", "again@later"]);
+    assert!(diff["message"].as_str().unwrap().contains('%'), "{diff}");
+    assert!(diff["hint"].as_str().unwrap().contains(job), "{diff}");
+    daemon.ctl(&["disk", "reinit", "again", "--yes"]);
+    daemon.ctl(&["disk", "rollback", "--undo", "again", "--yes"]);
     daemon.ctl(&["disk", "rename", "again", "other"]);
     daemon.ctl(&["disk", "resize", "other", "80MiB"]);
     daemon.ctl(&["disk", "resize", "other", "20MiB", "--yes"]);

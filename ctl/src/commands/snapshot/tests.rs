@@ -43,6 +43,7 @@ fn snapshot(name: &str) -> Snapshot {
         policy_id: None,
         scheduled_at: None,
         protected: false,
+        filling: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Repositories, copies under way and disks that are being filled, in the catalogue.
 //!
-//! Invariants: a filling is there only as long as its disk is.
-//! Absent: the verbs (`engine/copies.rs`).
+//! Invariants: a filling goes through [`Engine::end_family`](crate::engine::Engine) alone.
+//! Absent: the verbs (`engine/copies.rs`), and how long a filling is needed (`engine/families.rs`).
 
 use super::{Catalogue, Op};
 use crate::engine::copies::{CopyRecord, Filling};
@@ -39,12 +39,6 @@ impl Catalogue {
             Op::CopyRemove { id, kind } => {
                 let known = self.remove_copy(&id).is_some();
                 self.end_policy_copy(&id, &kind) || known
-            }
-            Op::DiskFilled { id } => {
-                self.disks.contains_key(&id) && {
-                    self.remove_filling(&id);
-                    true
-                }
             }
             Op::DiskReturned { id } => match self.fillings.get(&id).cloned() {
                 Some(filling) => {
