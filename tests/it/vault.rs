@@ -25,5 +25,6 @@ mod repos;
 mod returning;
 mod reuse;
 pub mod server;
+mod together;
 mod trouble;
 mod two;

@@ -204,7 +204,7 @@ fn rollback(args: Rollback, client: &mut Client, context: &Context) -> Result<()
     let named = if disks.is_empty() { names(&group) } else { disks.join(", ") };
     confirm(consent.yes, &format!("return {named} to group {}", group.name))?;
     let request = GroupRollback { group: group.id, disks, force, group_first };
-    let GroupRolledBack { first, disks: done } = client.call(&request)?;
+    let GroupRolledBack { first, disks: done } = client.call_patiently(&request)?;
     context.output.list(
         &done,
         |one| one.disk.id.clone(),
@@ -212,6 +212,14 @@ fn rollback(args: Rollback, client: &mut Client, context: &Context) -> Result<()
     )?;
     if let Some(first) = first {
         context.output.remark(&format!("the state before is kept as group {}", first.name));
+    }
+    for disk in done.iter().map(|one| &one.disk) {
+        if let Some(job) = disk.filling.as_ref().and_then(|filling| filling.job.as_ref()) {
+            let name = &disk.name;
+            context
+                .output
+                .remark(&format!("{name} is filled while it is used: rowctl job wait {job}"));
+        }
     }
     Ok(())
 }

@@ -68,7 +68,7 @@ pub(super) fn rollback(
     by: Actor,
     ask: proto::GroupRollback,
 ) -> Result<proto::GroupRolledBack> {
-    let Services { engine, attach, .. } = services;
+    let Services { engine, attach, vault, .. } = services;
     let id = resolve::group(engine, &ask.group)?;
     let members = engine.group(&id)?;
     let disks = members_of(engine, &members, &ask.disks)?;
@@ -76,7 +76,10 @@ pub(super) fn rollback(
     let concerned: Vec<DiskId> = if disks.is_empty() { all() } else { disks.clone() };
     concerned.iter().try_for_each(|id| engine.refuse_return(id))?;
     let how = GroupReturn { disks, force: ask.force, group_first: ask.group_first };
-    let change = || engine.group_rollback(by, &id, how);
+    // Before anything happens to their devices: a repository may take its time.
+    let chosen = members.members.iter().filter(|member| concerned.contains(&member.disk_id));
+    let ways = vault.ways_back(chosen.map(|one| (one.disk_id.clone(), one.snapshot_id.clone())))?;
+    let change = || vault.go_back_together(by, &id, how, ways);
     let done = attach.around(by, &concerned, ask.force, change)?;
     let told = |MemberRollback { disk, done }| rolled_back(engine, &disk, done);
     let disks = done.disks.into_iter().map(told).collect::<Result<_>>()?;

@@ -311,18 +311,26 @@ impl Engine {
         }
     }
 
-    /// The heads of disks are kept, which may lack blocks, and the disks go on elsewhere.
+    /// The heads of disks are kept, which may lack blocks, and the disks go on elsewhere, some as what is to be filled.
     pub(super) fn apply_way_back(
         &self,
         catalogue: &mut Catalogue,
-        turns: Vec<Turn>,
+        (turns, fillings): (Vec<Turn>, Vec<Filling>),
         heads: &mut [Head<'_>],
     ) -> Result<()> {
         for turn in &turns {
             let disk = known(catalogue.disks.get(&turn.disk).cloned())?;
             self.found_family(catalogue, &disk, turn.undo.node);
         }
-        self.apply_turns(catalogue, turns, heads)
+        // Behind the families, which the heads before belong to, and before the new ones go live.
+        fillings.iter().for_each(|filling| catalogue.put_filling(filling.clone()));
+        self.apply_turns(catalogue, turns, heads)?;
+        for filling in &fillings {
+            let mut disk = known(catalogue.disks.get(&filling.disk).cloned())?;
+            disk.filled = Some(Filled::from(filling, disk.head));
+            catalogue.put_disk(disk);
+        }
+        Ok(())
     }
 }
 

@@ -9,14 +9,17 @@
 use std::collections::BTreeMap;
 
 use super::api::{
-    Actor, GroupChange, GroupInfo, GroupReturn, GroupReturned, GroupSpec, MemberInfo,
+    Actor, ClientInfo, GroupChange, GroupInfo, GroupReturn, GroupReturned, GroupSpec, MemberInfo,
     MemberRollback, SnapshotSpec, Tags,
 };
 use super::catalogue::{Cut, DiskRecord, GroupRecord, MemberRecord, Op, SnapshotRecord, Turn};
+use super::copies::Filling;
 use super::disks::{change_tags, check_tags, told};
 use super::names::{by_prefix, check_name, timed};
+use super::returning::Goal;
 use super::{Engine, now};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pool::superblock;
 use crate::units::{DiskId, Epoch, GroupId, TreeId};
 
 /// Disks of one group.
@@ -28,6 +31,15 @@ pub const BYTES_MAX: u64 = 32 << 40;
 struct Plan {
     group: GroupRecord,
     cuts: Vec<Cut>,
+}
+
+/// The ways back of several disks.
+#[derive(Default)]
+struct Turns {
+    turns: Vec<Turn>,
+    done: Vec<MemberRollback>,
+    /// Of those that go to copies.
+    fillings: Vec<Filling>,
 }
 
 impl Engine {
@@ -146,13 +158,34 @@ impl Engine {
         id: &GroupId,
         how: GroupReturn,
     ) -> Result<GroupReturned> {
-        let _shape = self.shape.lock();
+        self.group_return(by, id, how, &BTreeMap::new()).map(|(done, _)| done)
+    }
+
+    /// As [`Engine::group_rollback`], with members that are in a repository only: they find their snapshots where `away`
+    /// says. All disks can be used when this returns; whoever asked fills them.
+    ///
+    /// # Errors
+    /// As [`Engine::group_rollback`] and [`Engine::disk_return`].
+    pub fn group_return(
+        &self,
+        by: Actor,
+        id: &GroupId,
+        how: GroupReturn,
+        away: &BTreeMap<DiskId, Goal>,
+    ) -> Result<(GroupReturned, Vec<Filling>)> {
+        let shape = self.shape.lock();
         let group = self.group_record(id)?;
-        let pairs = self.chosen_members(&group, &how.disks)?;
+        let pairs = self.chosen_members(&group, &how.disks, away)?;
         let first =
             how.group_first.map(|name| self.plan_first(name, &group, &pairs)).transpose()?;
         let mut alone = Vec::with_capacity(pairs.len());
-        pairs.iter().try_for_each(|(disk, _)| self.refuse_return(&disk.id))?;
+        for (disk, _) in &pairs {
+            self.refuse_return(&disk.id)?;
+            if let Some(goal) = away.get(&disk.id) {
+                self.refuse_second_filling(&disk.id)?;
+                self.still_there(disk, goal)?;
+            }
+        }
         for (disk, _) in &pairs {
             alone.push(self.clients.exclude(&disk.id, &disk.name, how.force)?);
         }
@@ -160,20 +193,52 @@ impl Engine {
         // Read again: the cut of the group before has moved their heads.
         let disks: Vec<DiskRecord> =
             pairs.iter().map(|(disk, _)| self.record(&disk.id)).collect::<Result<_>>()?;
-        let heads = self.new_heads(&disks)?;
-        let mut turns: Vec<Turn> = Vec::with_capacity(pairs.len());
-        let mut done = Vec::with_capacity(pairs.len());
-        let targets = pairs.iter().map(|(_, target)| target);
-        for (((disk, target), head), alone) in disks.iter().zip(targets).zip(heads).zip(&alone) {
-            let turn = self.turn(disk, Some(target), head, "before-rollback")?;
-            let told = told(&turn, Some(target), alone.ended.clone());
-            done.push(MemberRollback { disk: disk.id.clone(), done: told });
-            turns.push(turn);
+        let ended: Vec<_> = alone.iter().map(|one| one.ended.clone()).collect();
+        let targets: Vec<_> = disks.iter().zip(&pairs).map(|(disk, (_, to))| (disk, to)).collect();
+        let Turns { turns, done, mut fillings } = self.turns(&targets, ended, away)?;
+        if !fillings.is_empty() {
+            // An older rowd would not see them in the record of a group.
+            self.shared.pool.require_version(superblock::FAMILY_VERSION)?;
         }
         let names: Vec<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
         let message = format!("{} rolled back to group {}", names.join(", "), group.name);
-        self.change(by, Op::GroupRollback { id: id.clone(), turns }, message)?;
-        Ok(GroupReturned { first, disks: done })
+        let op = Op::GroupRollback { id: id.clone(), turns, fillings: fillings.clone() };
+        self.change(by, op, message)?;
+        drop(shape);
+        // Nobody is let in before all of them can be used.
+        fillings.iter().try_for_each(|filling| self.clear_changes(&filling.disk))?;
+        drop(alone);
+        fillings.iter_mut().for_each(|filling| filling.clear = None);
+        Ok((GroupReturned { first, disks: done }, fillings))
+    }
+
+    /// The ways back of disks to their snapshots, which are in the pool unless `away` has them.
+    fn turns(
+        &self,
+        targets: &[(&DiskRecord, &SnapshotRecord)],
+        ended: Vec<Vec<ClientInfo>>,
+        away: &BTreeMap<DiskId, Goal>,
+    ) -> Result<Turns> {
+        let disks: Vec<DiskRecord> = targets.iter().map(|(disk, _)| (*disk).clone()).collect();
+        let heads = self.new_heads(&disks)?;
+        let mut all = Turns::default();
+        for (((disk, target), head), ended) in targets.iter().zip(heads).zip(ended) {
+            let (turn, told) = match away.get(&disk.id) {
+                Some(goal) => {
+                    let (turn, filling, told) = self.turn_away(disk, goal, head, ended)?;
+                    all.fillings.push(filling);
+                    (turn, told)
+                }
+                None => {
+                    let turn = self.turn(disk, Some(target), head, "before-rollback")?;
+                    let told = told(&turn, Some(target), ended);
+                    (turn, told)
+                }
+            };
+            all.done.push(MemberRollback { disk: disk.id.clone(), done: told });
+            all.turns.push(turn);
+        }
+        Ok(all)
     }
 
     /// The group of the same disks that is made before they go back.
@@ -365,6 +430,7 @@ impl Engine {
         &self,
         group: &GroupRecord,
         chosen: &[DiskId],
+        away: &BTreeMap<DiskId, Goal>,
     ) -> Result<Vec<(DiskRecord, SnapshotRecord)>> {
         if let Some(other) = chosen.iter().find(|id| group.members.iter().all(|m| m.disk != **id)) {
             let name = self.disk_name(other);
@@ -399,7 +465,9 @@ impl Engine {
             let snapshot = self
                 .snapshot_record(&member.snapshot)
                 .map_err(|_| gone("its snapshot was deleted"))?;
-            self.check_usable(&snapshot).map_err(|error| gone(error.message()))?;
+            if !away.contains_key(&disk.id) {
+                self.check_usable(&snapshot).map_err(|error| gone(error.message()))?;
+            }
             pairs.push((disk, snapshot));
         }
         Ok(pairs)

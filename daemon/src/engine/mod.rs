@@ -328,7 +328,9 @@ impl Engine {
             Op::SnapshotUpdate { snapshot, .. } => catalogue.put_snapshot(snapshot),
             Op::SnapshotDelete { id, .. } => self.apply_snapshot_delete(catalogue, &id)?,
             Op::SnapshotLeave { id } => self.apply_leave(catalogue, &id)?,
-            Op::Rollback { turn, .. } => self.apply_way_back(catalogue, vec![turn], heads)?,
+            Op::Rollback { turn, .. } => {
+                self.apply_way_back(catalogue, (vec![turn], vec![]), heads)?
+            }
             Op::GroupCreate { group, cuts } => {
                 self.apply_cuts(catalogue, cuts, heads)?;
                 catalogue.put_group(group);
@@ -337,7 +339,9 @@ impl Engine {
                 known(catalogue.remove_group(&id))?;
                 self.apply_snapshot_deletes(catalogue, &snapshots)?;
             }
-            Op::GroupRollback { turns, .. } => self.apply_way_back(catalogue, turns, heads)?,
+            Op::GroupRollback { turns, fillings, .. } => {
+                self.apply_way_back(catalogue, (turns, fillings), heads)?;
+            }
             Op::GroupUpdate { group, .. } => catalogue.put_group(group),
             Op::InstanceRemove { id, disks } => {
                 known(catalogue.remove_instance(&id))?;

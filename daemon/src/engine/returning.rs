@@ -10,8 +10,8 @@
 
 use std::collections::BTreeSet;
 
-use super::api::{Actor, Rollback};
-use super::catalogue::{Catalogue, DiskRecord, Op, SnapshotRecord};
+use super::api::{Actor, ClientInfo, Rollback};
+use super::catalogue::{Catalogue, DiskRecord, Op, SnapshotRecord, Turn};
 use super::copies::{Filling, Source};
 use super::disks::told;
 use super::filled::Filled;
@@ -85,22 +85,10 @@ impl Engine {
         let disk = self.record(id)?;
         self.refuse_return(id)?;
         self.refuse_second_filling(id)?;
-        let snapshot = self.still_there(&disk, goal)?;
+        self.still_there(&disk, goal)?;
         let alone = self.clients.exclude(id, &disk.name, force)?;
         let head = self.tree(disk.tree).next_epoch()?;
-        let mut turn = self.turn(&disk, None, head, "before-rollback")?;
-        let nearest = snapshot.and_then(|old| Some((self.nearest(&disk, old.node)?, old.node)));
-        turn.parent = nearest.map(|(parent, _)| parent);
-        turn.size = disk.size.max(goal.size);
-        turn.undo.description =
-            format!("{} as it was before it returned to {}", disk.name, goal.name);
-        let mut done = told(&turn, None, alone.ended.clone());
-        done.to = Some(goal.source.snapshot.clone());
-        done.grown_since = goal.size < turn.size;
-        // An older rowd would use the disk before what changed is gone.
-        self.shared.pool.require_version(superblock::RETURN_VERSION)?;
-        let filling =
-            Filling { clear: nearest.map(|(_, since)| since), ..goal.source.clone().of(id) };
+        let (turn, filling, done) = self.turn_away(&disk, goal, head, alone.ended.clone())?;
         let Source { repo, copy, .. } = &goal.source;
         let message =
             format!("disk {} rolled back to {}, copy {copy} in {repo}", disk.name, goal.name);
@@ -111,8 +99,38 @@ impl Engine {
         Ok((done, Filling { clear: None, ..filling }))
     }
 
+    /// What the way of a disk to a copy is, from where its blocks come then, and how it is told.
+    pub(super) fn turn_away(
+        &self,
+        disk: &DiskRecord,
+        goal: &Goal,
+        head: Epoch,
+        disconnected: Vec<ClientInfo>,
+    ) -> Result<(Turn, Filling, Rollback)> {
+        self.refuse_second_filling(&disk.id)?;
+        let snapshot = self.still_there(disk, goal)?;
+        let mut turn = self.turn(disk, None, head, "before-rollback")?;
+        let nearest = snapshot.and_then(|old| Some((self.nearest(disk, old.node)?, old.node)));
+        turn.parent = nearest.map(|(parent, _)| parent);
+        turn.size = disk.size.max(goal.size);
+        turn.undo.description =
+            format!("{} as it was before it returned to {}", disk.name, goal.name);
+        let mut done = told(&turn, None, disconnected);
+        done.to = Some(goal.source.snapshot.clone());
+        done.grown_since = goal.size < turn.size;
+        // An older rowd would use the disk before what changed is gone.
+        self.shared.pool.require_version(superblock::RETURN_VERSION)?;
+        let clear = nearest.map(|(_, since)| since);
+        let filling = Filling { clear, ..goal.source.clone().of(&disk.id) };
+        Ok((turn, filling, done))
+    }
+
     /// What is known of the snapshot a disk is to return to, if anything.
-    fn still_there(&self, disk: &DiskRecord, goal: &Goal) -> Result<Option<SnapshotRecord>> {
+    pub(super) fn still_there(
+        &self,
+        disk: &DiskRecord,
+        goal: &Goal,
+    ) -> Result<Option<SnapshotRecord>> {
         let catalogue = self.catalogue.read();
         let Source { copy, snapshot, .. } = &goal.source;
         let found = catalogue.snapshots.get(snapshot).cloned();
@@ -148,7 +166,7 @@ impl Engine {
     }
 
     /// Makes holes of what changed since the snapshot that a disk returned to, if that is not done yet.
-    fn clear_changes(&self, id: &DiskId) -> Result<()> {
+    pub(super) fn clear_changes(&self, id: &DiskId) -> Result<()> {
         let clear = self.catalogue.read().fillings.get(id).and_then(|filling| filling.clear);
         let Some(since) = clear else { return Ok(()) };
         Lane::new(&self.live(id)?).forget_since(since)?;

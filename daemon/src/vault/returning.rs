@@ -4,6 +4,7 @@
 //! without a lock.
 //! Absent: what becomes of the disk (`engine/returning.rs`); fetching its blocks (`origin.rs`, `fill.rs`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::copies::{CopyState, refuse_unfinished};
@@ -11,11 +12,11 @@ use super::header::{self, Header, missing};
 use super::origin::{Known, Opened};
 use super::seal::Seal;
 use super::{Vault, open_repo};
-use crate::engine::api::{Actor, Rollback};
+use crate::engine::api::{Actor, GroupReturn, GroupReturned, Rollback};
 use crate::engine::copies::Source;
 use crate::engine::returning::Goal;
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{DiskId, SnapshotId};
+use crate::units::{DiskId, GroupId, SnapshotId};
 
 /// How a disk gets back to a snapshot of its own.
 #[derive(Debug)]
@@ -103,5 +104,47 @@ impl Vault {
                 Ok(done)
             }
         }
+    }
+
+    /// The ways of those members of a group to their snapshots that are in a repository only.
+    ///
+    /// # Errors
+    /// What is wrong with a copy.
+    pub fn ways_back(
+        &self,
+        members: impl Iterator<Item = (DiskId, SnapshotId)>,
+    ) -> Result<Vec<(DiskId, Goal, Opened)>> {
+        let mut ways = Vec::new();
+        for (disk, snapshot) in members {
+            // What cannot be used at all is told with the others of the group.
+            let Ok(Some(goal)) = self.engine.way_back(&disk, &snapshot) else { continue };
+            if let Way::There { goal, opened } = self.way_there(&disk, goal)? {
+                ways.push((disk, goal, *opened));
+            }
+        }
+        Ok(ways)
+    }
+
+    /// Takes disks to a group. Those that go to a copy are usable at once, and filled in the background.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn go_back_together(
+        self: &Arc<Self>,
+        by: Actor,
+        group: &GroupId,
+        how: GroupReturn,
+        ways: Vec<(DiskId, Goal, Opened)>,
+    ) -> Result<GroupReturned> {
+        let (mut goals, mut all) = (BTreeMap::new(), BTreeMap::new());
+        for (disk, goal, opened) in ways {
+            goals.insert(disk.clone(), goal);
+            all.insert(disk, opened);
+        }
+        let (done, fillings) = self.engine.group_return(by, group, how, &goals)?;
+        for filling in fillings {
+            self.begin_lazy(&filling, all.remove(&filling.disk))?;
+        }
+        Ok(done)
     }
 }

@@ -19,7 +19,7 @@ use super::compare::equal;
 use super::machine::{BY, Machine, Outcome, QUOTA, SNAPSHOTS_MAX, text};
 use super::reference::{Reference, Snapshot, Stored};
 
-const REPO: &str = "repo";
+pub const REPO: &str = "repo";
 
 /// A snapshot as a repository keeps it.
 #[derive(Debug)]

@@ -4,13 +4,17 @@
 //! Absent: the order of writes on several disks, which takes writers beside the cut (`groups.rs` of the
 //! tests, `crash`).
 
-use rowd::engine::api::{GroupInfo, GroupReturn, GroupSpec};
+use std::collections::BTreeMap;
+
+use rowd::engine::api::{Access, GroupInfo, GroupReturn, GroupSpec, KeepSpec, MemberRollback};
 use rowd::error::ErrorKind;
-use rowd::units::{DiskId, SnapshotId};
+use rowd::units::{BLOCK_SIZE, DiskId, LEAF_BLOCKS, SnapshotId};
 
 use super::compare::equal;
-use super::machine::{BY, Machine, Outcome, QUOTA, SNAPSHOTS_MAX, text};
+use super::copies::{Presence, REPO};
+use super::machine::{BY, Machine, Outcome, QUOTA, SNAPSHOTS_MAX, refused, text};
 use super::reference::{Group, Reference};
+use super::returning::LEAVES_MAX;
 
 const GROUPS_MAX: usize = 4;
 
@@ -32,6 +36,14 @@ impl Reference {
         for member in &made.members {
             let disk = self.disk_of(&member.disk_id).expect("a disk of the model");
             let node = self.freeze(disk, member.snapshot_id.clone(), &made.name, false);
+            let presence = member.snapshot.as_ref().and_then(|told| told.presence.as_ref());
+            let last = self.snapshots.last_mut().expect("just frozen");
+            last.presence = presence.map(|told| Presence {
+                copy: told.copy.clone(),
+                complete: false,
+                access: told.access.is_some(),
+                gone: false,
+            });
             self.go_on(disk, Some(node));
         }
         let pair = |m: &rowd::engine::api::MemberInfo| (m.disk_id.clone(), m.snapshot_id.clone());
@@ -48,7 +60,8 @@ pub fn masked<T: Clone>(all: &[T], mask: u8) -> Vec<T> {
 }
 
 impl Machine {
-    pub fn make_group(&mut self, mask: u8) -> Outcome {
+    /// Makes a group, whose members are to be in the repository if `keep` says with which access.
+    pub fn make_group(&mut self, mask: u8, keep: Option<bool>) -> Outcome {
         let all: Vec<DiskId> = self.reference.disks.iter().map(|disk| disk.id.clone()).collect();
         let disks = masked(&all, mask);
         if disks.is_empty() {
@@ -63,7 +76,11 @@ impl Machine {
         let full = disks.iter().any(|disk| self.reference.manual_snapshots(disk) >= QUOTA);
         let waits = disks.iter().any(|disk| self.reference.waits(disk));
         let name = Some(self.new_name());
-        let spec = GroupSpec { disks: disks.clone(), name, ..GroupSpec::default() };
+        let copy = keep.map(|access| KeepSpec {
+            repo: REPO.to_owned(),
+            access: access.then_some(Access::Endless),
+        });
+        let spec = GroupSpec { disks: disks.clone(), name, copy, ..GroupSpec::default() };
         match self.engine().group_create(BY, spec) {
             Err(error) if error.kind() == ErrorKind::Quota && full => Ok(()),
             Ok(_) if full => Err("the quota is not kept by a group".to_owned()),
@@ -90,6 +107,10 @@ impl Machine {
         let made =
             self.reference.disks.iter().any(|disk| disk.origin.as_ref().is_some_and(from_it));
         let pinned = left.iter().any(|id| self.reference.pinned(id));
+        let place = |id: &SnapshotId| self.reference.snapshot_of(id).expect("it is there");
+        if left.iter().any(|id| self.fills_from(&self.reference.snapshots[place(id)])) {
+            return refused(self.engine().group_delete(BY, &id, force));
+        }
         match self.engine().group_delete(BY, &id, force) {
             Ok(_) if pinned => Err("a group took a snapshot of an image with it".to_owned()),
             Err(error) if error.kind() == ErrorKind::InUse && pinned => Ok(()),
@@ -121,27 +142,35 @@ impl Machine {
         if self.reference.snapshots.len() + 2 * chosen.len() > SNAPSHOTS_MAX + 4 {
             return self.shed();
         }
-        let refusal = self.refusal(&members, &disks, &chosen, first, busy);
+        let away: Vec<(DiskId, SnapshotId)> = members
+            .iter()
+            .filter(|(disk, snapshot)| chosen.contains(disk) && self.is_away(disk, snapshot))
+            .cloned()
+            .collect();
+        if self.leaves_of(&away) > LEAVES_MAX {
+            return Ok(());
+        }
+        let refusal = self.refusal(&members, (&disks, &chosen), &away, first, busy);
         if refusal.is_none() {
             chosen.iter().for_each(|disk| drop(self.sessions.remove(disk)));
         }
+        let mut goals = BTreeMap::new();
+        for (disk, snapshot) in &away {
+            let goal = self.engine().way_back(disk, snapshot).map_err(text)?;
+            goals.insert(disk.clone(), goal.ok_or("it is here")?);
+        }
+        if !away.is_empty() {
+            self.checkpoint()?;
+        }
         let group_first = first.then(|| self.new_name());
         let how = GroupReturn { disks, force: false, group_first };
-        match (self.engine().group_rollback(BY, &id, how), refusal) {
-            (Ok(done), None) => {
+        match (self.engine().group_return(BY, &id, how, &goals), refusal) {
+            (Ok((done, _)), None) => {
                 if let Some(made) = &done.first {
                     self.reference.make_group(made);
                 }
                 equal("disks that went back", done.disks.len(), chosen.len())?;
-                for one in done.disks {
-                    let disk = self.reference.disk_of(&one.disk).expect("a disk of the model");
-                    let to = one.done.to.as_ref().ok_or("a disk is empty")?;
-                    let to = self.reference.snapshot_of(to).expect("a member");
-                    let (node, size) =
-                        (self.reference.snapshots[to].node, self.reference.snapshots[to].size);
-                    self.switched(disk, &one.done, Some(node), size)?;
-                }
-                Ok(())
+                self.went_back(done.disks, &away)
             }
             (Err(error), Some(kind)) if error.kind() == kind => Ok(()),
             (outcome, refusal) => {
@@ -150,17 +179,71 @@ impl Machine {
         }
     }
 
+    /// Notes what became of disks that went back, all in one record.
+    fn went_back(&mut self, done: Vec<MemberRollback>, away: &[(DiskId, SnapshotId)]) -> Outcome {
+        let mut turns = Vec::new();
+        for one in done {
+            let disk = self.reference.disk_of(&one.disk).ok_or("no disk of the model")?;
+            let to = one.done.to.as_ref().ok_or("a disk is empty")?;
+            let to = self.reference.snapshot_of(to).ok_or("no member")?;
+            let to = self.reference.snapshots[to].clone();
+            // As all of them were before the record.
+            let base = self.reference.nearest(disk, to.node);
+            turns.push((one, disk, to, base));
+        }
+        for (one, disk, to, base) in turns {
+            if away.iter().all(|(id, _)| *id != one.disk) {
+                let undo = one.done.undo.as_ref().ok_or("the state before is not kept")?;
+                self.reference.freeze(disk, undo.id.clone(), &undo.name, true);
+                self.reference.go_on(disk, Some(to.node));
+                let found = &mut self.reference.disks[disk];
+                found.size = found.size.max(to.size);
+                continue;
+            }
+            self.went_away(disk, &one.done, &to, base)?;
+        }
+        self.connect()?;
+        (0..self.reference.disks.len()).try_for_each(|disk| self.compare_stored(disk))
+    }
+
+    /// Whether a disk finds a snapshot in the repository only.
+    fn is_away(&self, disk: &DiskId, snapshot: &SnapshotId) -> bool {
+        let found = self.reference.snapshot_of(snapshot).map(|at| &self.reference.snapshots[at]);
+        let presence = found.and_then(|snapshot| snapshot.presence.as_ref());
+        let there = presence.is_some_and(|presence| presence.complete && !presence.access);
+        there && self.reference.disk_of(disk).is_some()
+    }
+
+    /// Leaves that may become dirty when these disks go back.
+    fn leaves_of(&self, away: &[(DiskId, SnapshotId)]) -> u64 {
+        let size = |(disk, snapshot): &(DiskId, SnapshotId)| {
+            let disk = self.reference.disk_of(disk).map_or(0, |at| self.reference.disks[at].size);
+            let to = self.reference.snapshot_of(snapshot);
+            disk.max(to.map_or(0, |at| self.reference.snapshots[at].size))
+        };
+        away.iter().map(|one| size(one).div_ceil(LEAF_BLOCKS * BLOCK_SIZE)).sum()
+    }
+
     /// Why the engine has to refuse a return, if it has to.
     fn refusal(
         &self,
         members: &[(DiskId, SnapshotId)],
-        named: &[DiskId],
-        chosen: &[DiskId],
+        (named, chosen): (&[DiskId], &[DiskId]),
+        away: &[(DiskId, SnapshotId)],
         first: bool,
         busy: bool,
     ) -> Option<ErrorKind> {
         let whole = |(disk, snapshot): &(DiskId, SnapshotId)| {
             self.reference.disk_of(disk).is_some() && self.reference.snapshot_of(snapshot).is_some()
+        };
+        let usable = |one: &(DiskId, SnapshotId)| {
+            let found = self.reference.snapshot_of(&one.1);
+            found.is_some_and(|at| self.reference.snapshots[at].usable()) || away.contains(one)
+        };
+        // From one copy at a time.
+        let filled = |(disk, _): &(DiskId, SnapshotId)| {
+            let at = self.reference.disk_of(disk).expect("a disk of the model");
+            self.is_lazy(at) || self.reference.fillings.iter().any(|one| one.disk == *disk)
         };
         let full = |disk: &DiskId| self.reference.manual_snapshots(disk) >= QUOTA;
         let first_fails = |(disk, _): &(DiskId, SnapshotId)| match chosen.contains(disk) {
@@ -170,10 +253,13 @@ impl Machine {
         };
         if named.is_empty() && !members.iter().any(whole) {
             Some(ErrorKind::GroupState)
-        } else if members.iter().any(|one| chosen.contains(&one.0) && !whole(one)) {
+        } else if members.iter().any(|one| chosen.contains(&one.0) && !(whole(one) && usable(one)))
+        {
             Some(ErrorKind::MemberState)
         } else if let Some(kind) = members.iter().find_map(first_fails).filter(|_| first) {
             Some(kind)
+        } else if away.iter().any(filled) {
+            Some(ErrorKind::WrongState)
         } else if busy && chosen.iter().any(|disk| self.sessions.contains_key(disk)) {
             Some(ErrorKind::InUse)
         } else {

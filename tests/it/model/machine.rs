@@ -163,7 +163,7 @@ impl Machine {
             Op::Rename { disk } => self.rename(*disk),
             Op::Tag { disk } => self.tag(*disk),
             Op::RenameSnapshot { snapshot } => self.rename_snapshot(*snapshot),
-            Op::Group { disks } => self.make_group(*disks),
+            Op::Group { disks, keep } => self.make_group(*disks, *keep),
             Op::DeleteGroup { group, force } => self.delete_group(*group, *force),
             Op::ReturnToGroup { group, disks, first, busy } => {
                 self.return_to_group(*group, *disks, *first, *busy)

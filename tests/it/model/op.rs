@@ -41,7 +41,7 @@ pub enum Op {
     Rename { disk: u8 },
     Tag { disk: u8 },
     RenameSnapshot { snapshot: u8 },
-    Group { disks: u8 },
+    Group { disks: u8, keep: Option<bool> },
     DeleteGroup { group: u8, force: bool },
     ReturnToGroup { group: u8, disks: u8, first: bool, busy: bool },
     Image { snapshots: u8 },
@@ -94,6 +94,8 @@ fn op() -> impl Strategy<Value = Op> {
     let some = prop_oneof![Just(0), any::<u8>()];
     let returns = (any::<(u8, bool, bool)>(), some)
         .prop_map(|((group, first, busy), disks)| Op::ReturnToGroup { group, disks, first, busy });
+    let group = (prop_oneof![Just(u8::MAX), any::<u8>()], any::<Option<bool>>())
+        .prop_map(|(disks, keep)| Op::Group { disks, keep });
     let lazy = (1u16..300, any::<u64>()).prop_map(|(blocks, seed)| Op::Lazy { blocks, seed });
     let fetch = (any::<u8>(), any::<u16>(), 1u8..20).prop_map(|(disk, from, chunks)| Op::Fetch {
         disk,
@@ -119,7 +121,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<u8>().prop_map(|disk| Op::Rename { disk }),
         1 => any::<u8>().prop_map(|disk| Op::Tag { disk }),
         1 => any::<u8>().prop_map(|snapshot| Op::RenameSnapshot { snapshot }),
-        4 => prop_oneof![Just(u8::MAX), any::<u8>()].prop_map(|disks| Op::Group { disks }),
+        4 => group,
         1 => any::<(u8, bool)>().prop_map(|(group, force)| Op::DeleteGroup { group, force }),
         4 => returns,
         3 => any::<u8>().prop_map(|snapshots| Op::Image { snapshots }),

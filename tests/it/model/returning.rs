@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use rowd::engine::api::Rollback;
 use rowd::units::{BLOCK_SIZE, LEAF_BLOCKS};
 
 use super::lazy::Copied;
@@ -15,11 +16,11 @@ use super::machine::{BY, Machine, Outcome, refused, text, unusable};
 use super::reference::{Filling, NodeId, Reference, Snapshot, Stored};
 
 /// Leaves that a return may dirty at once: nobody makes checkpoints meanwhile.
-const LEAVES_MAX: u64 = 60;
+pub const LEAVES_MAX: u64 = 60;
 
 impl Reference {
     /// The state in the pool that came first after another one, in its line; that one may be gone.
-    fn nearest(&self, disk: usize, to: NodeId) -> Option<NodeId> {
+    pub fn nearest(&self, disk: usize, to: NodeId) -> Option<NodeId> {
         let held = self.snapshots.iter().filter(|s| s.held()).map(|s| s.node);
         let held = held.filter(|node| self.lacks(*node).is_none());
         let head = self.disks[disk].head;
@@ -38,7 +39,7 @@ impl Reference {
     }
 
     /// The disk goes on below `base` as a copy that is not here but for what that has of it.
-    fn return_to(&mut self, disk: usize, base: Option<NodeId>, copy: &BTreeMap<u64, Stored>) {
+    pub fn return_to(&mut self, disk: usize, base: Option<NodeId>, copy: &BTreeMap<u64, Stored>) {
         self.go_on(disk, base);
         let head = self.disks[disk].head;
         let here = Rc::clone(&self.nodes[&head].blocks);
@@ -81,19 +82,32 @@ impl Machine {
         }
         self.sessions.remove(&id);
         self.checkpoint()?;
-        let copy = to.presence.expect("chosen so").copy;
-        let blocks = self.repository[&copy].blocks.clone();
         let base = self.reference.nearest(at, to.node);
         let (done, _) = self.engine().disk_return(BY, &id, &goal, false).map_err(text)?;
-        let undo = done.undo.ok_or("the state before is not kept")?;
+        self.went_away(at, &done, &to, base)?;
+        self.connect()?;
+        self.compare_stored(at)
+    }
+
+    /// Notes that a disk goes on below `base` as a snapshot that is in the repository only.
+    pub fn went_away(
+        &mut self,
+        at: usize,
+        done: &Rollback,
+        to: &Snapshot,
+        base: Option<NodeId>,
+    ) -> Outcome {
+        let copy = &to.presence.as_ref().ok_or("it is in no repository")?.copy;
+        let blocks = self.repository[copy].blocks.clone();
+        let undo = done.undo.clone().ok_or("the state before is not kept")?;
         self.reference.freeze(at, undo.id, &undo.name, true);
         self.reference.return_to(at, base, &blocks);
         let disk = &mut self.reference.disks[at];
         disk.size = disk.size.max(to.size);
+        let id = disk.id.clone();
         let blocks = blocks.into_iter().map(|(lba, stored)| (lba, stored.bytes.to_vec())).collect();
         self.origins.insert(id, Arc::new(Copied::of(blocks)));
-        self.connect()?;
-        self.compare_stored(at)
+        Ok(())
     }
 
     /// Takes a disk back that returned to a copy and does not have all of it.

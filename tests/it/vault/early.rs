@@ -46,7 +46,7 @@ fn of(expected: &[u8], mib: u64) -> &[u8] {
     &expected[at..at + (1 << 20)]
 }
 
-/// Promise (SNAP-01, IA-04): a disk that is usable can be kept, whatever it lacks; its snapshots are read, cloned and
+/// Promise (SNAP-01): a disk that is usable can be kept, whatever it lacks; its snapshots are read, cloned and
 /// returned to at once, survive kills, and take what is fetched once for all of them.
 #[test]
 fn a_disk_is_kept_while_it_is_filled_and_all_that_comes_of_it_is_whole() {
@@ -102,7 +102,7 @@ fn a_disk_is_kept_while_it_is_filled_and_all_that_comes_of_it_is_whole() {
     }
 }
 
-/// Promise (SNAP-24): a snapshot of such a disk goes to a repository as soon as it has all its contents, and others need
+/// Promise: a snapshot of such a disk goes to a repository as soon as it has all its contents, and others need
 /// not wait for that.
 #[test]
 fn a_snapshot_that_lacks_blocks_is_copied_when_it_has_them() {

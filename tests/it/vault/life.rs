@@ -428,8 +428,6 @@ fn the_members_of_a_group_are_kept_in_a_repository_too() {
     assert!(error["message"].as_str().unwrap().contains("is being copied to slow"), "{error}");
     daemon.json_error(16, &[&create[..], &["next"]].concat());
     both.iter().for_each(|(disk, _)| drop(gone(&daemon, &format!("{disk}@plain"))));
-    let error = daemon.json_error(7, &["group", "rollback", "plain", "--yes"]);
-    assert!(error["message"].as_str().unwrap().contains("only in repository slow"), "{error}");
     for (disk, _) in both {
         write(&daemon, disk, 16 * MIB, &noise(3, 16 << 20));
     }

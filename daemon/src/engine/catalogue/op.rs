@@ -140,6 +140,9 @@ pub enum Op {
     GroupRollback {
         id: GroupId,
         turns: Vec<Turn>,
+        /// From where the blocks of those come whose snapshots are in a repository, as with `DiskReturn`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        fillings: Vec<Filling>,
     },
     /// Name, description or tags of a group.
     GroupUpdate {
