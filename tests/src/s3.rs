@@ -68,6 +68,8 @@ impl S3Server {
         runtime.spawn(async move {
             let server = Builder::new(TokioExecutor::new());
             while let Ok((socket, _)) = listener.accept().await {
+                // As servers do that answer in pieces: the last one does not wait for an acknowledgement.
+                socket.set_nodelay(true).expect("set an option of a socket");
                 let connection = server.serve_connection(TokioIo::new(socket), service.clone());
                 let connection = connection.into_owned();
                 tokio::spawn(async move {
