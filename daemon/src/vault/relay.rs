@@ -279,13 +279,12 @@ impl Way<'_> {
         let ticket = self.work.ticket()?;
         let move_it = move || {
             let key = chunk.key();
-            work.turn(&from_pacer, chunk.stored as usize)?;
+            let ticket = work.pace(ticket, &from_pacer, chunk.stored as usize)?;
             let bytes = work.vault.attend(from_store.get(&key, OBJECT_MAX));
             let bytes = bytes.map_err(|error| missing(&key, error))?;
             check(&chunk, &bytes, &seal)?;
-            work.turn(&to_pacer, bytes.len())?;
+            let _ticket = work.pace(ticket, &to_pacer, bytes.len())?;
             work.vault.attend(to_store.put(&to, bytes))?;
-            drop(ticket);
             Ok(chunk.raw)
         };
         self.work.aside(under_way, move_it)

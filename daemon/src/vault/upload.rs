@@ -229,12 +229,13 @@ impl Sender<'_> {
         let send = move || {
             let (chunk, bytes) = pack(&id, &blocks, &seal)?;
             let key = chunk.key();
-            if !there.contains(&key) {
+            if there.contains(&key) {
+                drop(ticket);
+            } else {
                 // What waits for its turn is given up with the copy; what is being written is waited for.
-                work.turn(&pacer, bytes.len())?;
+                let _ticket = work.pace(ticket, &pacer, bytes.len())?;
                 work.vault.attend(store.put(&key, bytes))?;
             }
-            drop(ticket);
             Ok((index, chunk))
         };
         self.work.aside(&mut self.under_way, send)

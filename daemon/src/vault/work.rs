@@ -101,6 +101,19 @@ impl Work {
         Ok(ticket)
     }
 
+    /// Waits until a chunk may pass where bandwidth is limited. It disturbs no client meanwhile, so others have its place.
+    ///
+    /// # Errors
+    /// As [`Work::check`].
+    pub fn pace(&self, ticket: Ticket, pacer: &Pacer, bytes: usize) -> Result<Ticket> {
+        if !pacer.is_limited() {
+            return Ok(ticket);
+        }
+        drop(ticket);
+        self.turn(pacer, bytes)?;
+        self.ticket()
+    }
+
     /// Does a part of the work on a thread that comes after all others.
     pub fn aside<T: Send + 'static>(
         &self,
@@ -251,9 +264,13 @@ impl Pacer {
         Pacer { rate, free_at: Mutex::new(Instant::now()) }
     }
 
+    fn is_limited(&self) -> bool {
+        self.rate != 0
+    }
+
     /// Waits until so many bytes may pass.
     pub async fn pass(&self, bytes: usize) {
-        if self.rate == 0 {
+        if !self.is_limited() {
             return;
         }
         let until = {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rowd_tests::client::Client;
 use rowd_tests::process::{Daemon, SMALL, Setup};
 use rowd_tests::wait;
+use serde_json::Value;
 
 use super::copies::{contents, copied, id, noise, url, write};
 
@@ -84,4 +85,26 @@ fn copies_that_may_cost_everything_wait_for_nobody() {
     daemon.ctl(&["snapshot", "create", "data", "one"]);
     beside_a_client(&daemon, || copied(&daemon, "data@one", "backup"));
     assert!(waited(&daemon) == 0.0, "{}", waited(&daemon));
+}
+
+/// Promise: a chunk that waits for the bandwidth of its repository keeps no other copy from its turn.
+#[test]
+fn a_copy_to_a_slow_repository_holds_up_no_other() {
+    let daemon = with_live_disk(SMALL);
+    std::fs::create_dir(daemon.file("far")).unwrap();
+    let far = format!("file://{}", daemon.path("far"));
+    // The first chunk takes four minutes.
+    daemon.ctl(&["repo", "add", "far", &far, "--bandwidth", "16KiB"]);
+    write(&daemon, "data", 0, &noise(1, 24 << 20));
+    daemon.ctl(&["snapshot", "create", "data", "one"]);
+    let slow = daemon.json(&["snapshot", "copy", "data@one", "--to", "far"]);
+    let job = || {
+        let jobs = daemon.json(&["job", "list"]);
+        let is_its = |job: &&Value| job["object"] == slow["id"];
+        jobs.as_array().unwrap().iter().find(is_its).cloned()
+    };
+    wait::until("the slow copy to begin", || job().filter(|job| job["total"] != 0));
+    beside_a_client(&daemon, || copied(&daemon, "data@one", "backup"));
+    assert_eq!(job().unwrap()["done"], 0, "the fast copy waited for the slow one");
+    daemon.ctl(&["copy", "delete", id(&slow), "--yes"]);
 }
