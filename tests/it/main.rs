@@ -43,6 +43,7 @@ mod rollback;
 mod rows;
 mod safety;
 mod scale;
+mod short_lived;
 mod tidy;
 mod trash;
 mod usage;

@@ -14,6 +14,7 @@ use super::jobs::Job;
 use crate::error::Result;
 use crate::map::reclaim::{next_node, run_step};
 use crate::map::tree::Tree;
+use crate::pool::behind::LONGEST_SYNC;
 use crate::pool::journal::Kind;
 use crate::units::{Epoch, Seq};
 
@@ -74,14 +75,17 @@ impl Engine {
     }
 
     fn flush_round(&self, state: &mut FlushState) -> Result<()> {
-        if self.stopping.wait(self.settings.flush_every) {
+        if self.stopping.wait(self.until_flush(state.took)) {
             self.stopping.raise();
             return Ok(());
         }
         let pool = &self.shared.pool;
         let last = pool.journal.last();
+        state.took = Duration::ZERO;
         if last > state.marked && last > pool.journal.durable() {
-            pool.sync()?;
+            let began = Instant::now();
+            pool.sync_unasked()?;
+            state.took = began.elapsed();
         } else if last > state.marked {
             // Everything is durable, but no record says so yet: without one, damage to the last
             // records would pass for a torn tail.
@@ -96,6 +100,17 @@ impl Engine {
             self.chores()?;
         }
         Ok(())
+    }
+
+    /// How long to wait for the next round when the sync of the last one took `took`. What was written just after that sync
+    /// began is durable at the end of the next one, which is to be within `flush_every`.
+    fn until_flush(&self, took: Duration) -> Duration {
+        let next = match self.shared.pool.holds_back() {
+            true => took + LONGEST_SYNC / 4,
+            false => took,
+        };
+        let every = self.settings.flush_every;
+        every.saturating_sub(took + next).max(every / 10)
     }
 
     fn chores(&self) -> Result<()> {
@@ -201,12 +216,14 @@ struct CheckpointState {
 struct FlushState {
     /// The last record when it was a mark.
     marked: Seq,
+    /// How long the sync of this round took.
+    took: Duration,
     chores: Instant,
 }
 
 impl Default for FlushState {
     fn default() -> Self {
-        FlushState { marked: Seq(0), chores: Instant::now() }
+        FlushState { marked: Seq(0), took: Duration::ZERO, chores: Instant::now() }
     }
 }
 

@@ -9,7 +9,9 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use super::behind::Window;
 use super::bitmap::Bitmap;
+use super::recycling::Recycling;
 use crate::error::{Error, Result};
 use crate::faults;
 use crate::units::{Pbn, Seq};
@@ -97,8 +99,11 @@ pub struct Allocator {
     young: Bitmap,
     /// The young blocks, so that forgetting them costs no more than there are.
     young_runs: Vec<Run>,
+    recycling: Recycling,
     /// The record up to which the last sync that began reaches.
     captured: Seq,
+    /// Blocks taken by records behind `captured`, and those of them that were freed.
+    window: Window,
     used_blocks: u64,
     dirty: BTreeSet<u32>,
 }
@@ -118,8 +123,10 @@ impl Allocator {
             pending_blocks: 0,
             young: Bitmap::default(),
             young_runs: Vec::new(),
+            recycling: Recycling::default(),
             // Until the first sync begins, as in a replay, nothing is young.
             captured: Seq(u64::MAX),
+            window: Window::default(),
             used_blocks: 0,
             dirty: BTreeSet::new(),
         }
@@ -288,12 +295,14 @@ impl Allocator {
             if seq > self.captured {
                 self.young.set_range(run.start.0 - self.geometry.start, u64::from(run.len));
                 self.young_runs.push(*run);
+                self.window.written += u64::from(run.len);
             }
         }
         for block in freed {
             self.release(*block)?;
             self.pending_blocks += 1;
             let young = self.young.get(block.0 - self.geometry.start);
+            self.window.replaced += u64::from(young);
             let queue = if young { &mut self.young_pending } else { &mut self.pending };
             match queue.back_mut() {
                 Some(last) if last.joins(seq, era, *block) => last.run.len += 1,
@@ -330,6 +339,7 @@ impl Allocator {
             self.young_pending.pop_front();
             self.pending_blocks -= u64::from(run.len);
             self.give_back_each(run);
+            self.recycle(run);
         }
     }
 
@@ -339,13 +349,21 @@ impl Allocator {
         !self.young_pending.is_empty()
     }
 
+    /// What became of blocks since the last sync began.
+    #[must_use]
+    pub fn window(&self) -> Window {
+        self.window
+    }
+
     /// Notes that a sync begins that will cover the records up to `last`: blocks they took are young no
-    /// longer. Called while no record can be appended.
-    pub fn capture(&mut self, last: Seq) {
+    /// longer. Called while no record can be appended. Returns what became of blocks since the sync before.
+    pub fn capture(&mut self, last: Seq) -> Window {
         self.captured = last;
         for run in std::mem::take(&mut self.young_runs) {
             self.young.clear_range(run.start.0 - self.geometry.start, u64::from(run.len));
         }
+        self.recycling.forget();
+        std::mem::take(&mut self.window)
     }
 
     /// Takes wholly free segments out of use that should be punched; [`Allocator::punched`] returns them.
@@ -385,7 +403,12 @@ impl Allocator {
         dirty.into_iter().map(|s| (s, self.used.words(u64::from(s) * per, per).to_vec())).collect()
     }
 
-    fn choose(&self) -> Choice {
+    fn choose(&mut self) -> Choice {
+        while let Some(segment) = self.recycling.next() {
+            if self.is_plentiful(segment) {
+                return Choice::Segment(segment);
+            }
+        }
         let best = (0..self.segment_count()).max_by_key(|s| self.segments[*s as usize].available);
         let best = best.filter(|s| self.segments[*s as usize].available > 0);
         let count = self.segment_count();
@@ -408,8 +431,19 @@ impl Allocator {
     }
 
     fn is_plentiful(&self, segment: u32) -> bool {
-        let per = self.geometry.segment_blocks;
-        self.segments[segment as usize].available >= per - per / 4
+        self.segments[segment as usize].available >= self.plenty()
+    }
+
+    fn plenty(&self) -> u32 {
+        self.geometry.segment_blocks - self.geometry.segment_blocks / 4
+    }
+
+    /// Takes note of young blocks that are available again; a run is counted where it begins.
+    fn recycle(&mut self, run: Run) {
+        let index = run.start.0 - self.geometry.start;
+        let segment = index / u64::from(self.geometry.segment_blocks);
+        let segment = u32::try_from(segment).expect("segments are counted in 32 bits");
+        self.recycling.freed(segment, run.len, self.plenty());
     }
 
     fn take(&mut self, block: Pbn) -> Result<()> {

@@ -6,26 +6,30 @@
 
 pub mod aligned;
 pub mod allocator;
+pub mod behind;
 pub mod bitmap;
 mod direct;
 pub mod file;
 pub mod journal;
 mod outbox;
 pub mod readers;
+mod recycling;
 mod ring;
 pub mod superblock;
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Pbn, Seq};
 use aligned::Pages;
 use allocator::{Allocator, Geometry, Lease, Run};
+use behind::Behind;
 use file::{IoMode, PoolFile};
 use journal::{Journal, Kind, Ring};
 use readers::Readers;
@@ -49,9 +53,6 @@ pub struct Layout {
     pub max_bytes: u64,
 }
 
-/// Ranges that wait for writeback at most; a sync finds the rest.
-const BEHIND_MAX: usize = 1 << 12;
-
 /// The open pool.
 #[derive(Debug)]
 pub struct Pool {
@@ -61,18 +62,9 @@ pub struct Pool {
     allocator: Mutex<Allocator>,
     superblock: Mutex<Superblock>,
     growing: Mutex<()>,
-    /// Written ranges that nobody has asked the kernel to write back yet.
-    behind: Mutex<Behind>,
-    written: Condvar,
+    behind: Behind,
     /// Bytes that growth of the pool file leaves free on the host's file system, for the metadata store.
     host_reserve: u64,
-}
-
-/// What is to be written back, and whether anybody will.
-#[derive(Debug, Default)]
-struct Behind {
-    ranges: Vec<(u64, u64)>,
-    ended: bool,
 }
 
 /// A pool whose journal has not been replayed yet.
@@ -193,8 +185,7 @@ impl Closed {
             allocator: Mutex::new(allocator),
             superblock: Mutex::new(self.superblock),
             growing: Mutex::new(()),
-            behind: Mutex::default(),
-            written: Condvar::new(),
+            behind: Behind::default(),
             host_reserve,
         }
     }
@@ -285,8 +276,27 @@ impl Pool {
     /// # Errors
     /// The pool has stopped.
     pub fn sync(&self) -> Result<Seq> {
-        let begin = |last| self.with_allocator(|a| a.capture(last));
+        self.behind.asked(Instant::now());
+        self.sync_unasked()
+    }
+
+    /// As [`Pool::sync`], for the daemon's own rounds: no client and no verb waits for it.
+    ///
+    /// # Errors
+    /// The pool has stopped.
+    pub fn sync_unasked(&self) -> Result<Seq> {
+        let began = Cell::new(None);
+        let begin = |last| {
+            let now = Instant::now();
+            let window = self.with_allocator(|a| a.capture(last));
+            self.behind.sync_begins(window, now);
+            began.set(Some(now));
+        };
         let result = self.journal.sync(&self.file, begin);
+        if let Some(began) = began.get() {
+            let now = Instant::now();
+            self.behind.sync_ended(now - began, now);
+        }
         if result.is_err() {
             self.journal.wake_all();
         }
@@ -314,32 +324,25 @@ impl Pool {
         if self.file.mode() == IoMode::Direct {
             return;
         }
-        let mut behind = self.behind.lock();
-        if behind.ranges.len() < BEHIND_MAX {
-            behind.ranges.push((offset, length));
-            self.written.notify_one();
-        }
+        self.behind.wrote((offset, length), || self.with_allocator(|a| a.window()));
     }
 
-    /// Has the kernel begin to write back what was written lately, so that a sync finds little to do.
-    /// Waits up to `timeout` for something. Background work.
+    /// Has the kernel begin to write back what should be on its way. Waits up to `timeout` for something. Background work.
     pub fn write_back(&self, timeout: Duration) {
-        let ranges = {
-            let mut behind = self.behind.lock();
-            if behind.ranges.is_empty() && !behind.ended {
-                self.written.wait_for(&mut behind, timeout);
-            }
-            std::mem::take(&mut behind.ranges)
-        };
-        for (offset, length) in ranges {
+        for (offset, length) in self.behind.take(timeout) {
             self.file.start_writeback(offset, length);
         }
     }
 
+    /// Whether data waits for the next sync, which will take its time.
+    #[must_use]
+    pub fn holds_back(&self) -> bool {
+        self.file.mode() == IoMode::Buffered && self.behind.is_held()
+    }
+
     /// Nobody waits in [`Pool::write_back`] any more.
     pub fn end_write_back(&self) {
-        self.behind.lock().ended = true;
-        self.written.notify_all();
+        self.behind.end();
     }
 
     /// Appends a record; see [`Journal::append`].
