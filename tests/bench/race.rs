@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::fio::{self, Length, Load, Rates};
 use crate::options::Options;
 use crate::report::{Table, Verdict, median, number};
-use crate::server::{Kind, Serving, Stable};
+use crate::server::{Images, Kind, Serving, Stable};
 
 /// `--only` takes it for all lines.
 pub const TABLE: &str = "race";
@@ -24,11 +24,13 @@ pub struct Line {
     in_bytes: bool,
     /// The least ratio to the best peer.
     target: Option<f64>,
+    /// The disk is written anew before, by `qemu-img convert`, whose writes have 2 MiB.
+    converted: bool,
 }
 
 const fn line(name: &'static str, title: &'static str, load: Load, target: f64) -> Line {
     let in_bytes = load.block > 4096;
-    Line { name, title, load, in_bytes, target: Some(target) }
+    Line { name, title, load, in_bytes, target: Some(target), converted: false }
 }
 
 const fn big(pattern: &'static str) -> Load {
@@ -69,6 +71,15 @@ pub const LINES: &[Line] = &[
         target: None,
         ..line("read-256k-after", "256K read, depth 8, after the above", big("read"), 1.0)
     },
+    Line {
+        converted: true,
+        ..line(
+            "randwrite-32-converted",
+            "4K random write, depth 32, disk made by qemu-img convert",
+            Load::random("randwrite", 32),
+            5.0,
+        )
+    },
 ];
 
 /// What one server did on one line, round by round.
@@ -88,6 +99,12 @@ pub fn run(options: &Options, dir: &std::path::Path) -> Option<(Table, Value)> {
     let place = tempfile::TempDir::with_prefix_in("race-", dir).expect("make a directory");
     eprintln!("race: filling the disks");
     let mut stable = Stable::fill(place.path(), &options.rowd, options.disk, &kinds);
+    // Disks of their own: what is done to the others must not depend on it.
+    let mut images = lines.iter().any(|line| line.converted).then(|| {
+        let dir = place.path().join("images");
+        std::fs::create_dir(&dir).expect("make a directory");
+        Images::new(&dir, Stable::fill(&dir, &options.rowd, options.disk, &kinds))
+    });
     let mut cells: Vec<Vec<Cell>> = lines.iter().map(|_| empty_cells(&kinds)).collect();
     for round in 0..options.rounds {
         for (index, line) in lines.iter().enumerate() {
@@ -97,7 +114,10 @@ pub fn run(options: &Options, dir: &std::path::Path) -> Option<(Table, Value)> {
                 if index == 0 && kinds[at] == Kind::Rowd && round > 0 {
                     stable.serve(kinds[at]).refill(options.disk);
                 }
-                let serving = stable.serve(kinds[at]);
+                let serving = match images.as_mut().filter(|_| line.converted) {
+                    Some(images) => images.serve(kinds[at]),
+                    None => stable.serve(kinds[at]),
+                };
                 let value = measure(options, place.path(), line, serving);
                 eprintln!("race: round {round}, {}: {} {value:.0}", line.name, kinds[at].name());
                 cells[index][at].rounds.push(value);
@@ -153,7 +173,7 @@ fn report(lines: &[&Line], kinds: &[Kind], cells: &[Vec<Cell>]) -> (Table, Value
 fn ratio(cells: &[Cell]) -> Option<(f64, Vec<f64>)> {
     let ours = cells.iter().find(|cell| cell.kind == Kind::Rowd)?;
     let best = |of: &dyn Fn(&Cell) -> f64| {
-        let peers = cells.iter().filter(|cell| cell.kind != Kind::Rowd);
+        let peers = cells.iter().filter(|cell| cell.kind.is_peer());
         peers.map(of).max_by(f64::total_cmp)
     };
     let all = median(&ours.rounds) / best(&|cell| median(&cell.rounds))?;

@@ -5,6 +5,7 @@
 //! Absent: tuning of anybody, ours included: defaults, with write-back where a server has the choice.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use rowd_tests::tool;
@@ -24,11 +25,13 @@ pub enum Kind {
     QemuRaw,
     QemuQcow2,
     NbdServer,
+    /// Answers and keeps nothing: what the client and the socket can do at most.
+    Nothing,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 5] =
-        [Kind::Rowd, Kind::Nbdkit, Kind::QemuRaw, Kind::QemuQcow2, Kind::NbdServer];
+    pub const ALL: [Kind; 6] =
+        [Kind::Rowd, Kind::Nbdkit, Kind::QemuRaw, Kind::QemuQcow2, Kind::NbdServer, Kind::Nothing];
 
     /// As `--server` takes it.
     pub fn name(self) -> &'static str {
@@ -38,6 +41,7 @@ impl Kind {
             Kind::QemuRaw => "qemu-raw",
             Kind::QemuQcow2 => "qemu-qcow2",
             Kind::NbdServer => "nbd-server",
+            Kind::Nothing => "nothing",
         }
     }
 
@@ -49,7 +53,13 @@ impl Kind {
             Kind::QemuRaw => "qemu-nbd raw",
             Kind::QemuQcow2 => "qemu-nbd qcow2",
             Kind::NbdServer => "nbd-server",
+            Kind::Nothing => "nbdkit null",
         }
+    }
+
+    /// Whether rowd is compared with it.
+    pub fn is_peer(self) -> bool {
+        !matches!(self, Kind::Rowd | Kind::Nothing)
     }
 
     /// Whether its disk is the raw file that several serve.
@@ -90,15 +100,11 @@ impl Stable {
     pub fn fill(dir: &Path, program: &Path, size: u64, kinds: &[Kind]) -> Stable {
         let mut stable = Stable { dir: dir.to_owned(), size, rowd: None };
         if let Some(kind) = kinds.iter().find(|kind| kind.serves_raw()) {
-            let raw = fs::File::create(dir.join("disk.raw")).expect("make a disk file");
-            raw.set_len(size).expect("make a disk file");
+            stable.make_empty(*kind);
             stable.start(*kind).refill(size);
         }
         if kinds.contains(&Kind::QemuQcow2) {
-            let image = dir.join("disk.qcow2").display().to_string();
-            let options = "preallocation=metadata";
-            let create = ["create", "-q", "-f", "qcow2", "-o", options, &image, &size.to_string()];
-            tool::run("qemu-img", &create).ok();
+            stable.make_empty(Kind::QemuQcow2);
             stable.start(Kind::QemuQcow2).refill(size);
         }
         if kinds.contains(&Kind::Rowd) {
@@ -109,6 +115,20 @@ impl Stable {
         }
         machine::settle(dir);
         stable
+    }
+
+    /// Makes the file of a peer's disk anew, with nothing of it in memory.
+    fn make_empty(&self, kind: Kind) {
+        if kind.serves_raw() {
+            let raw = fs::File::create(self.dir.join("disk.raw")).expect("make a disk file");
+            raw.set_len(self.size).expect("make a disk file");
+        }
+        if kind == Kind::QemuQcow2 {
+            let file = self.dir.join("disk.qcow2").display().to_string();
+            let (size, options) = (self.size.to_string(), "preallocation=metadata");
+            tool::run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, &file, &size])
+                .ok();
+        }
     }
 
     /// Starts one server, with its caches warm and nothing left to write from before.
@@ -131,7 +151,7 @@ impl Stable {
             daemon.relaunch();
             (daemon.nbd_socket(), Place::Rowd(daemon))
         } else {
-            let place = start_peer(kind, &self.dir, &socket, &log);
+            let place = start_peer(kind, self, &socket, &log);
             (socket, place)
         };
         wait_listening(&socket);
@@ -141,6 +161,36 @@ impl Stable {
 
     pub fn size(&self) -> u64 {
         self.size
+    }
+}
+
+/// An image, and the disks it is put on.
+#[derive(Debug)]
+pub struct Images {
+    image: PathBuf,
+    stable: Stable,
+}
+
+impl Images {
+    /// Makes the image in `dir`, as large as the disks.
+    pub fn new(dir: &Path, stable: Stable) -> Images {
+        let image = dir.join("image.raw");
+        let random = fs::File::open("/dev/urandom").expect("open /dev/urandom");
+        let mut file = fs::File::create(&image).expect("make an image");
+        std::io::copy(&mut random.take(stable.size), &mut file).expect("write an image");
+        Images { image, stable }
+    }
+
+    /// Puts the image on the disk of a server and starts it: as users do who come with an image, onto a new file, by
+    /// `qemu-img convert` through the server. rowd has no file to make anew; all of its disk is written.
+    pub fn serve(&mut self, kind: Kind) -> Serving<'_> {
+        self.stable.make_empty(kind);
+        let image = self.image.display().to_string();
+        let serving = self.stable.start(kind);
+        tool::run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", &image, &serving.uri])
+            .ok();
+        serving.stop();
+        self.stable.serve(kind)
     }
 }
 
@@ -161,7 +211,8 @@ impl Serving<'_> {
     }
 }
 
-fn start_peer(kind: Kind, dir: &Path, socket: &Path, log: &Path) -> Place<'static> {
+fn start_peer(kind: Kind, stable: &Stable, socket: &Path, log: &Path) -> Place<'static> {
+    let dir = &stable.dir;
     let raw = dir.join("disk.raw");
     let mut command = match kind {
         Kind::Rowd => unreachable!("rowd is no peer"),
@@ -181,6 +232,11 @@ fn start_peer(kind: Kind, dir: &Path, socket: &Path, log: &Path) -> Place<'stati
             command
         }
         Kind::NbdServer => return start_nbd_server(dir, &raw, socket, log),
+        Kind::Nothing => {
+            let mut command = tool::command("nbdkit");
+            command.arg("-f").arg("-U").arg(socket).arg("null").arg(stable.size.to_string());
+            command
+        }
     };
     Place::Child(Running::start(&mut command, log))
 }
