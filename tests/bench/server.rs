@@ -1,7 +1,7 @@
 //! The servers of the race, each started as its users start it.
 //!
-//! Invariants: one runs at a time; all serve the same random bytes from the same file system; those that
-//! serve a raw file serve the same one, so that none has a better layout.
+//! Invariants: one runs at a time; all but the one that keeps nothing serve the same random bytes from the same file system;
+//! those that serve a raw file serve the same one, so that none has a better layout.
 //! Absent: tuning of anybody, ours included: defaults, with write-back where a server has the choice.
 
 use std::fs;
