@@ -75,7 +75,11 @@ impl Engine {
     }
 
     fn flush_round(&self, state: &mut FlushState) -> Result<()> {
-        if self.stopping.wait(self.until_flush(state.took)) {
+        if self.stopping.wait(pause(
+            self.settings.flush_every,
+            state.took,
+            self.shared.pool.holds_back(),
+        )) {
             self.stopping.raise();
             return Ok(());
         }
@@ -100,17 +104,6 @@ impl Engine {
             self.chores()?;
         }
         Ok(())
-    }
-
-    /// How long to wait for the next round when the sync of the last one took `took`. What was written just after that sync
-    /// began is durable at the end of the next one, which is to be within `flush_every`.
-    fn until_flush(&self, took: Duration) -> Duration {
-        let next = match self.shared.pool.holds_back() {
-            true => took + LONGEST_SYNC / 4,
-            false => took,
-        };
-        let every = self.settings.flush_every;
-        every.saturating_sub(took + next).max(every / 10)
     }
 
     fn chores(&self) -> Result<()> {
@@ -227,6 +220,14 @@ impl Default for FlushState {
     }
 }
 
+/// How long to wait for the next round when the sync of the last one took `took`. What was written just after that sync began
+/// is durable at the end of the next one, which is to be within `every`; with data `held` back, even the first such sync takes
+/// its time.
+fn pause(every: Duration, took: Duration, held: bool) -> Duration {
+    let next = if held { took.max(LONGEST_SYNC / 2) + LONGEST_SYNC / 4 } else { took };
+    every.saturating_sub(took + next).max(every / 10)
+}
+
 /// Runs `round` over and over on a thread of its own until the engine closes or the pool stops.
 fn spawn<S: Default + 'static>(
     engine: &Arc<Engine>,
@@ -250,5 +251,22 @@ fn spawn<S: Default + 'static>(
     match thread {
         Ok(thread) => engine.threads.lock().push(thread),
         Err(error) => engine.shared.pool.file.stop(&format!("no thread for {name}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_syncs_and_the_pause_between_them_fit_into_a_second() {
+        let (second, ms) = (Duration::from_secs(1), Duration::from_millis);
+        for (took, next, held) in
+            [(0, 0, false), (40, 40, false), (3, 370, true), (250, 370, true), (300, 420, true)]
+        {
+            let pause = pause(second, ms(took), held);
+            assert!(ms(took) + pause + ms(next) <= second, "{took} ms, then {next} ms");
+            assert!(pause >= second / 10);
+        }
     }
 }
